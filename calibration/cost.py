@@ -1,0 +1,89 @@
+"""MACs and parameters as closed forms of the width vector.
+
+The size of every sliced dimension is linear in the kept channels,
+`size = full - sum_g rows_per_channel[g] * (C_g - kept_g)`, so a layer's MACs
+(output pixels x kernel x inputs x outputs) are bilinear. Multiply-adds, per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.skeleton import Skeleton
+from calibration.widths import ChannelGroups, WidthVector
+
+
+@dataclass(frozen=True)
+class LinearSizes:
+    """Sizes of some tensor dimensions as a linear function of the width vector."""
+
+    full: NDArray[np.float64]  # (L,)
+    rows: NDArray[np.float64]  # (L, G): rows a channel of group g owns
+
+    def at(self, kept: NDArray[np.float64], channels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, G) kept channels of (G,) -> (N, L) sizes."""
+        sizes: NDArray[np.float64] = self.full - (channels - kept) @ self.rows.T
+        return sizes
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Layer shapes of one network as functions of its widths."""
+
+    channels: NDArray[np.float64]  # (G,)
+    outputs: LinearSizes
+    inputs: LinearSizes
+    unit_macs: NDArray[np.float64]  # (L,): MACs of one (input, output) channel pair
+
+    @classmethod
+    def of(cls, skeleton: Skeleton) -> NetworkCost:
+        names = [layer.tensor for layer in skeleton.layers]
+        outer = np.array([layer.shape[0] for layer in skeleton.layers], float)
+        inner = np.array([layer.shape[1] for layer in skeleton.layers], float)
+        kernels = [layer.positions * np.prod(layer.shape[2:]) for layer in skeleton.layers]
+        groups = skeleton.groups
+        return cls(
+            channels=groups.full().as_array().astype(float),
+            outputs=LinearSizes(outer, _rows(groups, names, 0)),
+            inputs=LinearSizes(inner, _rows(groups, names, 1)),
+            unit_macs=np.array(kernels, float),
+        )
+
+    def layer_macs(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N, G) kept channels -> (N, L) multiply-adds per image."""
+        macs: NDArray[np.float64] = (
+            self.unit_macs
+            * self.outputs.at(kept, self.channels)
+            * self.inputs.at(kept, self.channels)
+        )
+        return macs
+
+    def macs(self, widths: WidthVector) -> int:
+        return round(float(self.layer_macs(widths.as_array().astype(float)[None]).sum()))
+
+
+def parameter_count(skeleton: Skeleton, widths: WidthVector) -> int:
+    """Trained parameters at the given widths."""
+    kept = dict(zip(widths.groups, widths.kept, strict=True))
+    removed: dict[tuple[str, int], int] = {}
+    for group in skeleton.groups.prunable:
+        for piece in group.slices:
+            gone = (group.channels - kept[group.name]) * piece.rows_per_channel
+            key = (piece.tensor, piece.dim)
+            removed[key] = removed.get(key, 0) + gone
+    return sum(
+        int(np.prod([size - removed.get((name, dim), 0) for dim, size in enumerate(shape)]))
+        for name, shape in skeleton.parameters.items()
+    )
+
+
+def _rows(groups: ChannelGroups, tensors: list[str], dim: int) -> NDArray[np.float64]:
+    table = np.zeros((len(tensors), len(groups.prunable)))
+    for column, group in enumerate(groups.prunable):
+        for piece in group.slices:
+            if piece.dim == dim and piece.tensor in tensors:
+                table[tensors.index(piece.tensor), column] += piece.rows_per_channel
+    return table

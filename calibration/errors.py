@@ -1,0 +1,17 @@
+"""Errors of calibration; the whole tree is drawn in `pipeline/errors.py`."""
+
+from __future__ import annotations
+
+from targets.errors import DeployError
+
+
+class GroupsError(DeployError):
+    """A channel-group map, width vector or plan does not fit the network it is used on."""
+
+
+class DatabaseError(DeployError):
+    """The latency database is corrupt, foreign or of a newer schema."""
+
+
+class PredictorError(DeployError):
+    """Too few records, records that may not be mixed, or widths outside the range seen."""

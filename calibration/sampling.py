@@ -1,0 +1,80 @@
+"""Which widths to measure: a fixed sequence, any prefix of which covers the latency range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from calibration.widths import ChannelGroups, WidthVector, legal_widths
+
+GOLDEN = 0.6180339887498949  # low-discrepancy step: every prefix is spread evenly
+SPREAD = 0.25  # of one group's width around the joint one, as a share of its range
+
+
+def width_sequence(groups: ChannelGroups, multiple: int, *, seed: int) -> Iterator[WidthVector]:
+    """Distinct legal width vectors without end, or until there are no more.
+
+    First the corners (all full, all at the floor), then joint samples: a common openness that
+    walks the whole range, each group scattered around it. In between, now and then, one group
+    alone at its floor or alone at full, so that single effects are not only seen mixed.
+    """
+    options = [legal_widths(group.channels, multiple) for group in groups.prunable]
+    space = int(np.prod([float(len(widths)) for widths in options]).clip(max=1e9))
+    seen: set[tuple[int, ...]] = set()
+    for kept in _proposals(options, np.random.default_rng(seed)):
+        if kept not in seen:
+            seen.add(kept)
+            yield WidthVector(groups.names, kept)
+        if len(seen) >= space:
+            return
+
+
+def _proposals(
+    options: list[tuple[int, ...]], rng: np.random.Generator
+) -> Iterator[tuple[int, ...]]:
+    full = tuple(widths[-1] for widths in options)
+    floor = tuple(widths[0] for widths in options)
+    yield full
+    yield floor
+    openness, index = 0.5, 0
+    while True:
+        openness = (openness + GOLDEN) % 1.0
+        where = np.clip(openness + rng.normal(0, SPREAD, len(options)), 0, 1)
+        yield tuple(
+            widths[round(float(x) * (len(widths) - 1))]
+            for widths, x in zip(options, where, strict=True)
+        )
+        if index % 4 == 3:
+            alone, group = (full, floor)[index % 8 == 7], (index // 8) % len(options)
+            end = options[group][0 if alone is full else -1]
+            yield (*alone[:group], end, *alone[group + 1 :])
+        index += 1
+
+
+def first_widths(
+    groups: ChannelGroups, multiple: int, count: int, *, seed: int
+) -> tuple[WidthVector, ...]:
+    """The first `count` of the sequence; fewer if the network has no more legal widths."""
+    return tuple(islice(width_sequence(groups, multiple, seed=seed), count))
+
+
+def near(
+    widths: WidthVector, groups: ChannelGroups, multiple: int, count: int, *, seed: int
+) -> tuple[WidthVector, ...]:
+    """Up to `count` distinct legal vectors around `widths`: a few groups one or two steps off."""
+    rng = np.random.default_rng(seed)
+    options = [legal_widths(group.channels, multiple) for group in groups.prunable]
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(count * 20):
+        kept = []
+        for legal, width in zip(options, widths.kept, strict=True):
+            here = int(np.abs(np.array(legal) - width).argmin())
+            step = int(rng.integers(-2, 3)) if rng.random() < 0.4 else 0
+            kept.append(legal[min(max(here + step, 0), len(legal) - 1)])
+        if tuple(kept) != widths.kept:
+            found.setdefault(tuple(kept))
+        if len(found) >= count:
+            break
+    return tuple(WidthVector(groups.names, kept) for kept in found)

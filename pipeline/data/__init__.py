@@ -1,0 +1,1 @@
+"""Images for training and for verdicts; import `sources.load_data` directly, it needs torch."""

@@ -1,0 +1,89 @@
+"""Every error a user can cause, as one tree over the three packages.
+
+::
+
+    DeployError                    message and fix; the command line exits with 1        targets
+      TargetUnavailableError       the runtime or the device is missing                  targets
+      BuildError                   the runtime refused the model                         targets
+      EngineError                  a built engine failed to load or to run               targets
+      FingerprintError             latencies of unlike set-ups may not be compared       targets
+      GroupsError                  groups, widths or plan do not fit the network         calibration
+      DatabaseError                the latency database is corrupt or too new            calibration
+      PredictorError               too few records, a mixture, or outside the range      calibration
+      ModelError                   the model cannot be made, or its weights do not fit   pipeline
+      DataError                    no data, corrupt data, or data that does not fit      pipeline
+      MissingInputError            a stage has not run yet                               pipeline
+      TrainingError                the loss became NaN or infinite                       pipeline
+      ParityError                  two forms of one network give different outputs       pipeline
+      BudgetUnreachableError       even the narrowest widths are too slow                pipeline
+      BudgetMissedError            the verified engine is slower than the budget         pipeline
+      InconclusiveError            too noisy for a verdict (exit code 3)                 pipeline
+      BundleError                  wrong schema, or a file's digest differs              pipeline
+"""
+
+from __future__ import annotations
+
+from calibration.errors import DatabaseError, GroupsError, PredictorError
+from targets.errors import (
+    BuildError,
+    DeployError,
+    EngineError,
+    FingerprintError,
+    TargetUnavailableError,
+)
+
+__all__ = [
+    "BudgetMissedError",
+    "BudgetUnreachableError",
+    "BuildError",
+    "BundleError",
+    "DataError",
+    "DatabaseError",
+    "DeployError",
+    "EngineError",
+    "FingerprintError",
+    "GroupsError",
+    "InconclusiveError",
+    "MissingInputError",
+    "ModelError",
+    "ParityError",
+    "PredictorError",
+    "TargetUnavailableError",
+    "TrainingError",
+]
+
+
+class ModelError(DeployError):
+    """The model cannot be made, or its weights do not fit."""
+
+
+class DataError(DeployError):
+    """No data, corrupt data, or data that does not fit the model."""
+
+
+class MissingInputError(DeployError):
+    """A stage has not run yet."""
+
+
+class TrainingError(DeployError):
+    """The loss became NaN or infinite."""
+
+
+class ParityError(DeployError):
+    """Two forms of one network give different outputs."""
+
+
+class BudgetUnreachableError(DeployError):
+    """Even the narrowest widths are too slow."""
+
+
+class BudgetMissedError(DeployError):
+    """The verified engine is slower than the budget."""
+
+
+class InconclusiveError(DeployError):
+    """The machine was too noisy for a verdict."""
+
+
+class BundleError(DeployError):
+    """Wrong schema, a missing file, or a file whose digest differs."""

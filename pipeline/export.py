@@ -1,0 +1,114 @@
+"""torch to ONNX: the dense skeleton with its names kept, and the final graph."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.errors import ModelError
+
+INPUT, OUTPUT = "input", "output"
+OPSET = 20
+
+
+def export_onnx(model: nn.Module, example: torch.Tensor, *, keep_names: bool = False) -> bytes:
+    """Export one static graph, input (N, C, H, W) to output (N, classes), opset 20, in memory.
+
+    `keep_names=True` makes the skeleton: batch norm is not folded, so every initializer keeps its
+    state-dict name; runtimes fold it themselves when they build. ModelError if torch cannot
+    export the model, or it has several outputs.
+    """
+    # a copy: a train-mode model would export its dropout, and `.eval()` would not be undone
+    still = copy.deepcopy(model).cpu().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                still,
+                (example.cpu(),),
+                dynamo=True,
+                optimize=not keep_names,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"torch cannot export the model to ONNX: {reason}",
+                fix="make its forward traceable by torch.export",
+            ) from error
+    assert program is not None
+    proto = _clean(program.model, fold=keep_names)
+    outputs = [item.name for item in proto.graph.output]
+    if len(outputs) != 1 or len(proto.graph.input) != 1:
+        raise ModelError(
+            f"the model has inputs {[i.name for i in proto.graph.input]} and outputs {outputs}",
+            fix="give a model with one image input and one logits output",
+        )
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
+
+
+def _clean(model: object, *, fold: bool) -> onnx.ModelProto:
+    import onnx_ir
+    import onnx_ir.passes.common as passes
+    from onnxscript.optimizer import fold_constants
+
+    assert isinstance(model, onnx_ir.Model)
+    if fold:  # what optimize=True does, short of folding batch norm into the convolutions
+        passes.InlinePass()(model)
+        fold_constants(model)
+        passes.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)  # stack traces with local paths
+    proto = onnx_ir.to_proto(model)
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    _drop_zero_biases(proto)
+    return proto
+
+
+def _drop_zero_biases(proto: onnx.ModelProto) -> None:
+    """The exporter gives bias-free convolutions a constant zero bias that would need slicing."""
+    zeros = {
+        item.name
+        for item in proto.graph.initializer
+        if item.name.startswith("val_") and not onnx.numpy_helper.to_array(item).any()
+    }
+    used: set[str] = set()
+    for node in proto.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in zeros:
+            del node.input[2]
+        used.update(node.input)
+    kept = [item for item in proto.graph.initializer if item.name in used]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+
+
+def run_onnx(model: bytes, images: torch.Tensor) -> NDArray[np.float32]:
+    """Logits of a static ONNX graph on (n, C, H, W) images, by ONNX Runtime without its fusions.
+
+    n must be a multiple of the graph's batch.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    batch = session.get_inputs()[0].shape[0]
+    array = images.detach().cpu().numpy()
+    rows = [
+        session.run(None, {INPUT: array[i : i + batch]})[0] for i in range(0, len(array), batch)
+    ]
+    return np.concatenate(rows)

@@ -1,0 +1,139 @@
+"""Every option of every stage: flag = TOML key = field, and the only home of defaults."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Percentile = Literal["p50", "p90", "p99"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field whose help text the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A latency budget: milliseconds, or a multiple of the dense engine on the same target."""
+
+    value: float
+    unit: Literal["ms", "x"]
+
+    PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|x)")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "4.0ms" or "0.6x"; ValueError that says what is allowed."""
+        found = cls.PATTERN.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(f"{text!r} is not a budget: write milliseconds (4.0ms) or 0.6x")
+        value, unit = float(found[1]), found[2]
+        if value <= 0:
+            raise ValueError(f"{text!r}: a budget must be greater than zero")
+        if unit == "x":
+            if value >= 1:
+                raise ValueError(f"{text!r}: a budget relative to dense must be below 1x")
+            return cls(value, "x")
+        return cls(value, "ms")
+
+    def in_ms(self, dense_ms: float) -> float:
+        return self.value * dense_ms if self.unit == "x" else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{self.unit}"
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Model, weights and data; trains the dense network when no weights are given."""
+
+    model: str = option(
+        "wgates:resnet20", "wgates:NAME, torchvision:NAME, timm:NAME, file.py:factory"
+    )
+    weights: Path | None = option(None, "dense weights: .safetensors, or a state dict")
+    data: str = option("digits", "digits, imagefolder:DIR, cifar10:DIR or file.py:factory")
+    image_size: int | None = option(None, "resize images to this many pixels square")
+    train_limit: int | None = option(None, "use only this many training images")
+    dense_epochs: int | None = option(None, "epochs of dense training (16 without weights, else 0)")
+    dense_lr: float = option(0.1, "peak learning rate of dense training")
+    train_batch: int = option(64, "images per training step, in every training stage")
+    weight_decay: float = option(5e-4, "weight decay, in every training stage")
+    device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
+    train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
+    seed: int = option(0, "seed of splits, order, initialisation and sampling")
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """Channel groups and the dense skeleton."""
+
+    batch: int = option(1, "images per call of the engine")
+    residual: Literal["tied", "inner"] = option("tied", "narrow residual streams too, or not")
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Ground-truth latencies of sampled widths, and the LPNet fitted on them."""
+
+    target: str = option("ort-cpu", "runtime and precision; see: pipeline targets")
+    threads: int = option(1, "threads of the engine; 0: as many as the affinity mask allows")
+    samples: int = option(200, "width vectors to measure")
+    sample_precision: float = option(0.01, "wished half 95 % interval of one latency ratio")
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """W-Gates: weights, gates and widths learned under the predicted latency."""
+
+    budget: str = option("0.6x", "latency budget: 4.0ms, or 0.6x of the dense engine")
+    percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
+    gate_epochs: int = option(12, "epochs of gated training")
+    gate_lr: float = option(0.01, "learning rate of the gates")
+    weight_lr: float = option(0.02, "peak learning rate of the weights during gated training")
+    dual_lr: float = option(0.5, "step of dual ascent on the latency constraint")
+    surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
+    detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
+    margin: float = option(0.02, "aim this share below the budget")
+    rounds: int = option(3, "solve, build and measure at most this often")
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Accuracy recovered on the physically smaller network."""
+
+    finetune_epochs: int = option(30, "epochs of fine-tuning")
+    finetune_lr: float = option(0.05, "peak learning rate of fine-tuning")
+    distill: float = option(0.5, "weight of distillation from the dense network, 0 to 1")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The compact model as one static ONNX graph."""
+
+    parity_tolerance: float = option(1e-4, "largest |torch - ONNX| over the largest |logit|")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The engine."""
+
+    builds: int = option(3, "how often to build, to see the spread between builds")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Parity, accuracy and latency of the built engine."""
+
+    processes: int = option(12, "most fresh processes to measure in")
+    block_seconds: float = option(0.3, "seconds of one timed block")
+    engine_tolerance: float = option(1e-3, "largest |torch - engine| over the largest |logit|")
+
+
+@dataclass(frozen=True)
+class PackageOptions:
+    """What a serving team gets."""
+
+    serve_name: str | None = option(None, "name in the Triton repository (default: the run's)")

@@ -1,0 +1,207 @@
+"""Tracing: from a torch model to its skeleton and channel groups, and a numerical proof of both."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from calibration.candidates import Slicer
+from calibration.skeleton import Layer, Skeleton
+from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
+from pipeline.errors import ModelError
+from pipeline.export import export_onnx, run_onnx
+from pipeline.pruning.gates import masked
+from pipeline.pruning.propagation import Propagation, Use
+from pipeline.pruning.surgery import shrink
+
+Residual = Literal["tied", "inner"]
+
+
+def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied") -> Skeleton:
+    """Find the channel groups of `model` and export its skeleton; example (N, C, H, W).
+
+    `residual="inner"` keeps channels full that several layers add into. Every group is then
+    checked numerically; one whose sliced form computes something else is frozen with the reason.
+    """
+    proto = onnx.load_from_string(export_onnx(model, example, keep_names=True))
+    state = model.state_dict()
+    walk = Propagation(proto, frozenset(state))
+    walk.run()
+    for node in proto.graph.node:
+        if node.name in walk.width_free_reshapes:
+            _make_width_free(proto, node, walk.width_free_reshapes[node.name])
+    groups = assemble(walk, residual)
+    n, c, h, w = example.shape
+    skeleton = Skeleton(
+        onnx_bytes=proto.SerializeToString(),
+        groups=groups,
+        layers=tuple(
+            Layer(item.tensor, item.positions, tuple(state[item.tensor].shape))
+            for item in walk.layers
+        ),
+        parameters={name: tuple(item.shape) for name, item in model.named_parameters()},
+        input_shape=(n, c, h, w),
+    )
+    return freeze_mismatches(model, skeleton)
+
+
+def _make_width_free(proto: onnx.ModelProto, node: onnx.NodeProto, shape: list[int]) -> None:
+    """Give the reshape a constant of its own in which the channel axis adapts (-1)."""
+    name = f"{node.name}.shape"
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
+    node.input[1] = name
+
+
+def assemble(walk: Propagation, residual: Residual) -> ChannelGroups:
+    """Group channels that own rows in exactly the same tensors."""
+    occurrences: dict[int, list[tuple[int, int]]] = defaultdict(list)  # root -> (use, row)
+    for index, use in enumerate(walk.uses):
+        for row, root in enumerate(walk.identities.roots(use.ids)):
+            occurrences[int(root)].append((index, row))
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for root, found in occurrences.items():
+        alike[tuple(index for index, _ in found)].append(root)
+    groups = [
+        _group(walk, roots, occurrences, residual)
+        for signature, roots in alike.items()
+        if any(walk.uses[index].produces for index in signature)
+    ]
+    return ChannelGroups(tuple(_unique_names(groups)))
+
+
+def _group(
+    walk: Propagation,
+    roots: list[int],
+    occurrences: Mapping[int, list[tuple[int, int]]],
+    residual: Residual,
+) -> ChannelGroup:
+    uses: list[Use] = [walk.uses[i] for i in dict.fromkeys(i for i, _ in occurrences[roots[0]])]
+    rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for root in roots:
+        for index, row in occurrences[root]:
+            rows_of[root, index].append(row)
+    slices = tuple(
+        Slice(
+            use.tensor,
+            use.dim,
+            tuple(tuple(rows_of[root, walk.uses.index(use)]) for root in roots),
+            use.gate,
+        )
+        for use in uses
+    )
+    producers = [use.tensor for use in uses if use.produces]
+    frozen = next((r for r in (walk.identities.reason(root) for root in roots) if r), None)
+    kind: Literal["inner", "stream"] = "stream" if len(producers) > 1 else "inner"
+    if frozen is None and kind == "stream" and residual == "inner":
+        frozen = "residual stream, kept full by --residual inner"
+    name = producers[0].rpartition(".")[0]
+    return ChannelGroup(name, len(roots), slices, kind, frozen)
+
+
+def _unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+    """Two groups may share their first producer (a concat read in parts): number the later ones."""
+    seen: dict[str, int] = defaultdict(int)
+    named = []
+    for group in groups:
+        seen[group.name] += 1
+        again = seen[group.name]
+        named.append(group if again == 1 else replace(group, name=f"{group.name}#{again}"))
+    return named
+
+
+# --- the numerical proof ---------------------------------------------------------------------
+
+
+def freeze_mismatches(model: nn.Module, skeleton: Skeleton) -> Skeleton:
+    """Freeze groups whose sliced network differs from the masked one; then check the ONNX cut.
+
+    The proof runs in float64 on a copy with random batch-norm statistics, so that a shift that
+    should have gone with its channel shows; one random cut of all groups proves each of them.
+    """
+    probe = _scrambled(model)
+    images = torch.randn(2, *skeleton.input_shape[1:], generator=_rng(), dtype=torch.float64)
+    every = skeleton.groups
+    if every.prunable and (reason := _mismatch(probe, skeleton, every.names, images)):
+        blamed = {
+            name: found
+            for name in every.names
+            if (found := _mismatch(probe, skeleton, (name,), images))
+        } or dict.fromkeys(every.names, reason)
+        frozen = [replace(g, frozen=blamed.get(g.name, g.frozen)) for g in every.every]
+        skeleton = replace(skeleton, groups=ChannelGroups(tuple(frozen)))
+        if skeleton.groups.prunable and _mismatch(probe, skeleton, skeleton.groups.names, images):
+            raise ModelError(
+                "slicing the model's groups together changes its outputs beyond what each does",
+                fix="report this model; `--residual inner` may work meanwhile",
+            )
+    _check_onnx_cut(model, skeleton)
+    return skeleton
+
+
+def random_plan(skeleton: Skeleton, names: tuple[str, ...], seed: int = 0) -> Plan:
+    """About half of the channels of the named groups, at random; the others full."""
+    rng = np.random.default_rng(seed)
+    kept = {}
+    for group in skeleton.groups.prunable:
+        count = max(1, group.channels // 2) if group.name in names else group.channels
+        rows = rng.permutation(group.channels)[:count]
+        kept[group.name] = tuple(sorted(int(row) for row in rows))
+    return Plan(skeleton.sha256, kept)
+
+
+def _mismatch(
+    probe: nn.Module, skeleton: Skeleton, names: tuple[str, ...], images: torch.Tensor
+) -> str | None:
+    plan = random_plan(skeleton, names)
+    with torch.no_grad():
+        with masked(probe, skeleton.groups, plan):
+            gated = probe(images)
+        try:
+            sliced = shrink(probe, skeleton, plan)(images)
+        except RuntimeError as error:  # torch's shape errors have no narrower type
+            return f"the sliced network does not run: {str(error).splitlines()[0]}"
+    worst = float((gated - sliced).abs().max() / gated.abs().max().clamp_min(1e-30))
+    return None if worst <= 1e-6 else f"sliced and gated outputs differ by {worst:.1e}"
+
+
+def _check_onnx_cut(model: nn.Module, skeleton: Skeleton) -> None:
+    plan = random_plan(skeleton, skeleton.groups.names, seed=1)
+    images = torch.randn(*skeleton.input_shape, generator=_rng())
+    small = shrink(model, skeleton, plan).eval()
+    with torch.no_grad():
+        expected = small(images).numpy()
+    got = run_onnx(Slicer(skeleton).slice(plan), images)
+    worst = float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
+    if worst > 1e-4:
+        raise ModelError(
+            f"the sliced ONNX skeleton differs from the sliced torch model by {worst:.1e}",
+            fix="report this model: its exported graph is not what the module computes",
+        )
+
+
+def _scrambled(model: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode with random batch-norm statistics and affine parameters."""
+    probe = copy.deepcopy(model).cpu().double().eval()
+    rng = _rng()
+    for module in probe.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (module.running_mean, module.bias):
+                if tensor is not None:
+                    tensor.data.normal_(generator=rng).mul_(0.3)
+            for tensor in (module.running_var, module.weight):
+                if tensor is not None:
+                    tensor.data.uniform_(0.5, 1.5, generator=rng)
+    return probe
+
+
+def _rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

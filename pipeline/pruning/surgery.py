@@ -1,0 +1,78 @@
+"""Physical pruning of a torch module through the slice map: the only code that edits layers."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from calibration.skeleton import Skeleton
+from calibration.widths import Plan
+from pipeline.errors import GroupsError
+
+
+def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
+    """A new, compact model that holds exactly the plan's channels; the given one is untouched.
+
+    GroupsError if the plan is for another network, or the model was already shrunk.
+    """
+    if plan.skeleton_sha256 != skeleton.sha256:
+        raise GroupsError("the plan was made for another skeleton", fix="run: pipeline prune")
+    skeleton.groups.check(plan)
+    _check_dense(model, skeleton)
+    small = copy.deepcopy(model)
+    for (tensor, dim), rows in skeleton.groups.dropped_rows(plan).items():
+        if len(rows):
+            _delete_rows(small, tensor, dim, torch.from_numpy(rows))
+    for module in small.modules():
+        _refresh_sizes(module)
+    return small
+
+
+def _check_dense(model: nn.Module, skeleton: Skeleton) -> None:
+    state = model.state_dict()
+    for name, shape in skeleton.parameters.items():
+        if name not in state:
+            raise GroupsError(f"the model has no tensor {name}", fix="run: pipeline trace")
+        if tuple(state[name].shape) != shape:
+            raise GroupsError(
+                f"{name} is {tuple(state[name].shape)}, the dense network has {shape}: "
+                "a plan is applied once, to the dense network",
+                fix="load the dense weights, or use the compact ones as they are",
+            )
+
+
+def _delete_rows(model: nn.Module, tensor: str, dim: int, rows: torch.Tensor) -> None:
+    path, _, leaf = tensor.rpartition(".")
+    owner = model.get_submodule(path)
+    old = getattr(owner, leaf)
+    keep = torch.ones(old.shape[dim], dtype=torch.bool)
+    keep[rows] = False
+    new = old.detach().index_select(dim, keep.nonzero().ravel().to(old.device)).clone()
+    if isinstance(old, nn.Parameter):
+        replaced = nn.Parameter(new, requires_grad=old.requires_grad)
+        for module in model.modules():  # a shared weight has several owners
+            for name, parameter in module._parameters.items():
+                if parameter is old:
+                    module._parameters[name] = replaced
+    else:
+        owner._buffers[leaf] = new
+
+
+def _refresh_sizes(module: nn.Module) -> None:
+    """Make the attributes that torch layers repeat agree with their tensors."""
+    if isinstance(module, nn.Conv2d):
+        depthwise = module.groups > 1 and module.weight.shape[1] == 1
+        filters = module.weight.shape[0]
+        if depthwise:
+            module.groups = filters * module.groups // module.out_channels
+        module.out_channels = filters
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if module.running_mean is not None:
+            module.num_features = module.running_mean.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]

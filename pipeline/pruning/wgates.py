@@ -1,0 +1,180 @@
+"""W-Gates training: weights, gates and widths together under the predicted latency.
+
+loss = cross entropy + multiplier * relu(LAT / aim - 1), the multiplier by dual ascent, so that
+the budget is reached rather than traded against (methods: adapter A2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from calibration.lpnet import LPNet
+from calibration.skeleton import Skeleton
+from calibration.widths import Plan, legal_widths
+from pipeline.pruning.gates import FilterGates, Surrogate, gated, masked, widths_of
+from pipeline.training import Top1, Trainer, decayed, sgd, top1
+
+LIVE_STEPS = 100  # `dual_lr` is meant for this many gated steps; longer training steps less
+
+
+class LatencyConstraint:
+    """relu(LAT / aim - 1) with its Lagrange multiplier."""
+
+    def __init__(self, predictor: LPNet, aim_ms: float, dual_step: float) -> None:
+        self.predictor, self.aim_ms, self.dual_step = predictor, aim_ms, dual_step
+        self.multiplier = 0.0
+        self.predicted_ms = float("nan")
+
+    def loss(self, widths: Tensor) -> Tensor:
+        """The term to add for (1, G) open gates; zero, and without gradient, inside the budget."""
+        kept = widths.detach().clone().requires_grad_(True)
+        latency = self.predictor.predict_ms(kept).sum()
+        (slope,) = torch.autograd.grad(latency, kept)
+        self.predicted_ms = float(latency.detach())
+        excess = self.predicted_ms / self.aim_ms - 1
+        if excess <= 0:
+            return widths.new_zeros(())
+        # a negative slope is a wiggle of the predictor: it would reward growth
+        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / self.aim_ms
+        return self.multiplier * (linear + excess)
+
+    def ascend(self) -> None:
+        """One step of dual ascent on the violation seen last."""
+        violation = self.predicted_ms / self.aim_ms - 1
+        self.multiplier = max(0.0, self.multiplier + self.dual_step * violation)
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """How gates are trained."""
+
+    gate_lr: float
+    weight_lr: float
+    weight_decay: float
+    dual_lr: float
+    surrogate: Surrogate
+    detach_input: bool
+
+
+class WGates:
+    """A dense model with its gates in place."""
+
+    def __init__(
+        self, model: nn.Module, skeleton: Skeleton, settings: GateSettings, *, multiple: int
+    ) -> None:
+        self.model, self.skeleton, self.settings = model, skeleton, settings
+        groups = skeleton.groups
+        floors = {g.name: legal_widths(g.channels, multiple)[0] for g in groups.prunable}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.gates = FilterGates(
+                groups,
+                model,
+                floors=floors,
+                surrogate=settings.surrogate,
+                detach_input=settings.detach_input,
+            )
+        self.trained = nn.ModuleDict({"model": model, "gates": self.gates})
+        self._current: Mapping[str, Tensor] = {}
+        self._before: NDArray[np.bool_] | None = None
+
+    def train(self, trainer: Trainer, predictor: LPNet, aim_ms: float) -> None:
+        """Gated training for the trainer's epochs; the multiplier survives a resume."""
+        settings, total = self.settings, trainer.recipe.epochs * trainer.steps_per_epoch
+        constraint = LatencyConstraint(
+            predictor, aim_ms, settings.dual_lr * min(1.0, LIVE_STEPS / max(total, 1))
+        )
+        self.trained.to(trainer.fabric.device)
+        predictor.to(trainer.fabric.device)
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            if "multiplier" in trainer.state:
+                constraint.multiplier = trainer.state["multiplier"]
+            self._current = self.gates(self.model)
+            task = nn.functional.cross_entropy(self.model(images), labels)
+            return task + constraint.loss(widths_of(self._current))
+
+        def on_step() -> None:
+            constraint.ascend()
+            trainer.state["multiplier"] = constraint.multiplier
+
+        def evaluate() -> Top1:
+            self.refresh()
+            trainer.state |= {"predicted_ms": constraint.predicted_ms, **self.health()}
+            return top1(self.model, trainer.data, "val", trainer.fabric)
+
+        with self.in_place():
+            trainer.train(
+                self.trained,
+                self._optimizer(),
+                loss,
+                evaluate=evaluate,
+                on_step=on_step,
+            )
+        self.refresh()
+
+    def train_masked(self, trainer: Trainer, plan: Plan) -> None:
+        """Train the weights behind the plan's fixed masks; gates no longer move."""
+        self.model.to(trainer.fabric.device)
+        settings = self.settings
+        optimizer = sgd(decayed(self.model, settings.weight_lr, settings.weight_decay))
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.model(images), labels)
+
+        with masked(self.model, self.skeleton.groups, plan):
+            trainer.train(
+                self.model,
+                optimizer,
+                loss,
+                evaluate=lambda: top1(self.model, trainer.data, "val", trainer.fabric),
+            )
+
+    def refresh(self) -> None:
+        """Recompute the gates from the weights as they are now."""
+        with torch.no_grad():
+            self._current = self.gates(self.model)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        with gated(self.model, self.skeleton.groups, lambda: self._current):
+            yield
+
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """Group -> (channels,) scores of the gates, higher is kept."""
+        with torch.no_grad():
+            found = self.gates.scores(self.model)
+        return {name: score.double().cpu().numpy() for name, score in found.items()}
+
+    def open_widths(self) -> tuple[int, ...]:
+        """Open gates per group."""
+        self.refresh()
+        return tuple(int(gate.sum()) for gate in self._current.values())
+
+    def health(self) -> dict[str, float]:
+        """Share of gates in the surrogate's live window, and of gates that flipped since last."""
+        scores = np.concatenate(list(self.scores().values()))
+        before, self._before = self._before, scores >= 0
+        flicker = 0.0 if before is None else float((before != self._before).mean())
+        return {
+            "live": float((np.abs(scores) < 0.5).mean()),
+            "open": float((scores >= 0).mean()),
+            "flicker": flicker,
+        }
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        gate_group = {
+            "params": list(self.gates.parameters()),
+            "lr": settings.gate_lr,
+            "weight_decay": 0.0,  # decay would pull every score towards the threshold
+            "scheduled": False,
+        }
+        return sgd([*decayed(self.model, settings.weight_lr, settings.weight_decay), gate_group])

@@ -1,0 +1,77 @@
+"""What the stages of a run have written, as far as the run has come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import DeployError, MissingInputError
+
+Document = dict[str, Any]
+
+_FILES = {
+    "prepare": "prepare/prepare.json",
+    "data_card": "prepare/data_card.json",
+    "trace": "trace/feasibility.json",
+    "calibrate": "calibrate/calibration.json",
+    "prune": "prune/prune.json",
+    "finetune": "finetune/finetune.json",
+    "build": "build/build.json",
+    "verify": "verify/certificate.json",
+    "latency": "verify/latency.json",
+}
+_STAGES = ("prepare", "trace", "calibrate", "prune", "finetune", "build", "verify")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The JSON documents of a run, by stage; None: that stage has not run."""
+
+    prepare: Document | None = None
+    data_card: Document | None = None
+    trace: Document | None = None
+    calibrate: Document | None = None
+    prune: Document | None = None
+    finetune: Document | None = None
+    build: Document | None = None
+    verify: Document | None = None  # the certificate
+    latency: Document | None = None  # clean samples in ms, by engine
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """MissingInputError if no stage has run; DeployError if a document is damaged."""
+        found = {name: _read(folder / file) for name, file in _FILES.items()}
+        if all(document is None for document in found.values()):
+            raise MissingInputError(f"{folder} has no results yet", fix="run: pipeline prepare RUN")
+        return cls(**found)
+
+    def missing_stages(self) -> tuple[str, ...]:
+        return tuple(stage for stage in _STAGES if getattr(self, stage) is None)
+
+    def first(self, key: str) -> Any:
+        """The value of `key` where the latest stage that states it has it; None if none does."""
+        stated = [
+            document[key]
+            for document in (getattr(self, field.name) for field in fields(self))
+            if document is not None and document.get(key) is not None
+        ]
+        return stated[-1] if stated else None
+
+
+def _read(path: Path) -> Document | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(document, dict):
+        raise _damaged(path, "it is no JSON object")
+    return document
+
+
+def _damaged(path: Path, why: str) -> DeployError:
+    stage = path.parent.name
+    return DeployError(f"{stage}/{path.name} is damaged: {why}", fix=f"run: pipeline {stage} RUN")

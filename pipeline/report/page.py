@@ -1,0 +1,138 @@
+"""What the page shows and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.report import plots, tables
+from pipeline.report.documents import Document, Documents
+from pipeline.report.numbers import ms, percent, points, times
+from pipeline.report.plots import Figure
+from pipeline.report.tables import Table
+
+VERDICTS = ("met", "missed", "inconclusive")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The head of the page."""
+
+    run: str
+    facts: tuple[tuple[str, str], ...]  # label, value
+    verdict: str
+    badge: str  # CSS class
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading with its tables, figures and lines of text."""
+
+    title: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+def identity(documents: Documents, run: str) -> Identity:
+    verdict = documents.first("verdict")
+    labels = ("model", "data", "target", "budget")
+    values = ((label, documents.first(label)) for label in labels)
+    facts = tuple((label, str(value)) for label, value in values if value is not None)
+    if verdict is None:
+        return Identity(run, facts, "not verified yet", "none")
+    badge = verdict if verdict in VERDICTS else "none"
+    return Identity(run, facts, f"budget {verdict}" if badge != "none" else str(verdict), badge)
+
+
+def headline(documents: Documents) -> tuple[tuple[str, str], ...]:
+    """(value, label) of the numbers that one looks for first."""
+    certificate = documents.verify
+    if certificate is None:
+        return ()
+    latency, accuracy = certificate["latency_ms"], certificate["accuracy"]
+    change = accuracy["engine"]["top1"] - accuracy["dense"]["top1"]
+    budget = f"{certificate['percentile']} budget {ms(certificate['budget_ms'])} ms"
+    return (
+        (f"{ms(latency['engine']['p50'])} ms", f"median latency; {budget}"),
+        (times(certificate["speedup"]["median"]), "faster than the dense engine"),
+        (f"{percent(accuracy['engine']['top1'])} %", f"top-1; {points(change)} points to dense"),
+    )
+
+
+def sections(documents: Documents) -> tuple[Section, ...]:
+    """Every section that has something to show."""
+    made = (
+        Section("Summary", tables=_present(documents.verify and tables.summary(documents.verify))),
+        _doubts(documents),
+        Section("Where accuracy went", tables=_present(tables.accuracy_steps(documents))),
+        _latency(documents),
+        _widths(documents),
+        _prediction(documents),
+        Section("Training", figures=tuple(_training(documents))),
+        _numerics(documents),
+        Section(
+            "Data", tables=_present(documents.data_card and tables.data_card(documents.data_card))
+        ),
+        _fingerprint(documents),
+    )
+    return tuple(s for s in made if s.tables or s.figures or s.lines)
+
+
+def _present(*found: Table | Document | None) -> tuple[Table, ...]:
+    return tuple(table for table in found if isinstance(table, Table))
+
+
+def _doubts(documents: Documents) -> Section:
+    stages = (("calibration", documents.calibrate), ("verification", documents.verify))
+    known = [(name, document["doubts"]) for name, document in stages if document is not None]
+    lines = tuple(f"{name}: {doubt}" for name, doubts in known for doubt in doubts)
+    return Section("Doubts", lines=lines or (("none recorded",) if known else ()))
+
+
+def _latency(documents: Documents) -> Section:
+    samples = documents.latency
+    if samples is None or not (samples["dense"] and samples["engine"]):
+        return Section("Latency")
+    return Section("Latency", figures=(plots.latency(samples, documents.first("budget_ms")),))
+
+
+def _widths(documents: Documents) -> Section:
+    trace, prune = documents.trace, documents.prune
+    figures = (plots.widths(prune),) if prune is not None and prune["widths"] else ()
+    if trace is None:
+        return Section("Widths", figures=figures)
+    found = _present(tables.feasibility(trace), tables.frozen_groups(trace))
+    return Section("Widths", figures=figures, tables=found)
+
+
+def _prediction(documents: Documents) -> Section:
+    calibration, prune = documents.calibrate, documents.prune
+    return Section(
+        "Predicted and measured latency",
+        figures=(plots.scatter(calibration),) if calibration and calibration["scatter"] else (),
+        tables=_present(
+            calibration and tables.held_out(calibration), prune and tables.rounds(prune)
+        ),
+    )
+
+
+def _training(documents: Documents) -> Iterator[Figure]:
+    prepare, prune, finetune = documents.prepare, documents.prune, documents.finetune
+    if prepare is not None and prepare["history"]:
+        yield plots.training("dense", prepare["history"])
+    if prune is not None and prune["history"]:
+        yield plots.gates(prune)
+    if finetune is not None and finetune["history"]:
+        yield plots.training("finetune", finetune["history"])
+
+
+def _numerics(documents: Documents) -> Section:
+    certificate, build = documents.verify, documents.build
+    found = _present(certificate and tables.parity(certificate), build and tables.builds(build))
+    return Section("Engine", tables=found)
+
+
+def _fingerprint(documents: Documents) -> Section:
+    found = documents.first("fingerprint")
+    return Section("Fingerprint", tables=(tables.fingerprint(found),) if found else ())

@@ -1,0 +1,86 @@
+"""STAGES, in order: the architecture on one screen."""
+
+from __future__ import annotations
+
+from pipeline.options import (
+    BuildOptions,
+    CalibrateOptions,
+    ExportOptions,
+    FinetuneOptions,
+    PackageOptions,
+    PrepareOptions,
+    PruneOptions,
+    TraceOptions,
+    VerifyOptions,
+)
+from pipeline.run import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "prepare",
+            (),
+            PrepareOptions,
+            "pipeline.stages.prepare:execute",
+            "dense weights, data card, dense top-1",
+        ),
+        Stage(
+            "trace",
+            ("prepare",),
+            TraceOptions,
+            "pipeline.stages.trace:execute",
+            "channel groups, dense ONNX skeleton, feasibility",
+        ),
+        Stage(
+            "calibrate",
+            ("trace",),
+            CalibrateOptions,
+            "pipeline.stages.calibrate:execute",
+            "latency database and LPNet for the target",
+        ),
+        Stage(
+            "prune",
+            ("prepare", "trace", "calibrate"),
+            PruneOptions,
+            "pipeline.stages.prune:execute",
+            "plan of kept channels that meets the budget",
+        ),
+        Stage(
+            "finetune",
+            ("prepare", "trace", "prune"),
+            FinetuneOptions,
+            "pipeline.stages.finetune:execute",
+            "compact weights, accuracy recovered",
+        ),
+        Stage(
+            "export",
+            ("prepare", "trace", "finetune"),
+            ExportOptions,
+            "pipeline.stages.export:execute",
+            "static ONNX graph, equal to torch",
+        ),
+        Stage(
+            "build",
+            ("calibrate", "export"),
+            BuildOptions,
+            "pipeline.stages.build:execute",
+            "optimised engine of the target",
+        ),
+        Stage(
+            "verify",
+            ("prune", "finetune", "export", "build"),
+            VerifyOptions,
+            "pipeline.stages.verify:execute",
+            "certificate: parity, accuracy, latency, verdict",
+        ),
+        Stage(
+            "package",
+            ("verify",),
+            PackageOptions,
+            "pipeline.stages.package:execute",
+            "bundle for a serving team",
+            ("bundle",),
+        ),
+    )
+}

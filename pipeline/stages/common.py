@@ -1,0 +1,93 @@
+"""What several stages read from the run: data, models, skeleton, target."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from calibration.skeleton import Skeleton
+from calibration.widths import Plan
+from pipeline.data.base import ImageData
+from pipeline.data.sources import load_data
+from pipeline.models.weights import load_weights
+from pipeline.models.zoo import create_model, input_size_of
+from pipeline.options import CalibrateOptions, PrepareOptions, TraceOptions
+from pipeline.pruning.surgery import shrink
+from pipeline.run import Context, Run
+from pipeline.training import make_fabric
+from targets import load_target
+from targets.base import Target, TargetOptions
+from targets.errors import TargetUnavailableError
+
+
+def data_of(context: Context) -> ImageData:
+    """The run's images, decoded once a process."""
+    options = context.run.options("prepare", PrepareOptions)
+    key = (options.data, options.image_size, options.model, options.seed, options.train_limit)
+    if key not in context.run.memo:
+        size = options.image_size or input_size_of(options.model)
+
+        def progress(done: int, total: int) -> None:
+            context.reporter.progress("decode images", done, total)
+
+        context.run.memo[key] = load_data(
+            options.data,
+            image_size=size,
+            seed=options.seed,
+            limit=options.train_limit,
+            progress=progress,
+        )
+    data = context.run.memo[key]
+    assert isinstance(data, ImageData)
+    return data
+
+
+def fabric_of(run: Run) -> Fabric:
+    options = run.options("prepare", PrepareOptions)
+    return make_fabric(options.device, options.train_precision)
+
+
+def bare_model(context: Context) -> nn.Module:
+    """The model as its factory makes it, seeded, with as many outputs as the data has classes."""
+    options = context.run.options("prepare", PrepareOptions)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return create_model(options.model, len(data_of(context).card.classes))
+
+
+def dense_model(context: Context) -> nn.Module:
+    model = bare_model(context)
+    load_weights(model, context.run.read("prepare", "dense.safetensors"))
+    return model.eval()
+
+
+def skeleton_of(run: Run) -> Skeleton:
+    run.read("trace", "groups.json")
+    return Skeleton.open(run.folder / "trace")
+
+
+def plan_of(run: Run) -> Plan:
+    return Plan.from_json(run.document("prune", "plan.json"))
+
+
+def compact_model(context: Context) -> nn.Module:
+    """The fine-tuned, physically narrower model."""
+    model = shrink(bare_model(context), skeleton_of(context.run), plan_of(context.run))
+    load_weights(model, context.run.read("finetune", "weights.safetensors"))
+    return model.eval()
+
+
+def target_of(run: Run) -> Target:
+    """The run's target; TargetUnavailableError with every reason if it cannot run here."""
+    options = run.options("calibrate", CalibrateOptions)
+    batch = run.options("trace", TraceOptions).batch
+    target = load_target(
+        options.target, TargetOptions(batch=batch, threads=options.threads or None)
+    )
+    if reasons := target.is_available():
+        raise TargetUnavailableError(
+            f"target {options.target} cannot run here: {'; '.join(reasons)}",
+            fix="see: pipeline targets",
+        )
+    return target

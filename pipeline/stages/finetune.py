@@ -1,0 +1,94 @@
+"""finetune: cut the network for real, then recover accuracy on what is left."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pipeline.models.weights import save_weights
+from pipeline.options import FinetuneOptions, PrepareOptions
+from pipeline.pruning.surgery import shrink
+from pipeline.run import Context
+from pipeline.stages.common import (
+    bare_model,
+    data_of,
+    dense_model,
+    fabric_of,
+    plan_of,
+    skeleton_of,
+)
+from pipeline.training import (
+    BestByValidation,
+    Epoch,
+    Recipe,
+    Trainer,
+    decayed,
+    distillation,
+    recalibrate_batch_norm,
+    sgd,
+    top1,
+)
+
+
+def execute(context: Context) -> None:
+    data, fabric = data_of(context), fabric_of(context.run)
+    prepare = context.run.options("prepare", PrepareOptions)
+    model = cut_model(context).to(fabric.device)
+    recalibrate_batch_norm(model, data, fabric, batch=prepare.train_batch)
+    pruned = top1(model, data, "test", fabric)
+    history = _train(context, model)
+    save_weights(model, context.partial / "weights.safetensors")
+    context.write_json(
+        "finetune.json",
+        {
+            "history": [epoch.to_json() for epoch in history],
+            "top1": {
+                "pruned": asdict(pruned),
+                "finetuned": asdict(top1(model, data, "test", fabric)),
+            },
+        },
+    )
+
+
+def cut_model(context: Context) -> nn.Module:
+    """The gated checkpoint, physically narrowed by the plan."""
+    tensors = load_file(context.run.read("prune", "gated.safetensors"))
+    model = bare_model(context)
+    model.load_state_dict(
+        {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    )
+    return shrink(model, skeleton_of(context.run), plan_of(context.run))
+
+
+def _train(context: Context, model: nn.Module) -> list[Epoch]:
+    options = context.options(FinetuneOptions)
+    prepare = context.run.options("prepare", PrepareOptions)
+    data, fabric = data_of(context), fabric_of(context.run)
+    teacher = dense_model(context).to(fabric.device) if options.distill > 0 else None
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        logits = model(images)
+        task = nn.functional.cross_entropy(logits, labels)
+        if teacher is None:
+            return task
+        with torch.no_grad():
+            target = teacher(images)
+        return (1 - options.distill) * task + options.distill * distillation(logits, target)
+
+    epochs, batch = options.finetune_epochs, prepare.train_batch
+    recipe = Recipe("finetune", epochs, batch, prepare.seed + 1, "lower --finetune-lr")
+    trainer = Trainer(fabric, data, context.partial, context.reporter, recipe)
+    best = BestByValidation(
+        model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
+    )
+    history = trainer.train(
+        model,
+        sgd(decayed(model, options.finetune_lr, prepare.weight_decay)),
+        loss,
+        evaluate=best,
+    )
+    best.restore()
+    return history

@@ -1,0 +1,72 @@
+"""package: the bundle a serving team gets, assembled from what was verified and nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.bundle import Bundle, Manifest, write_bundle
+from pipeline.data.base import DataCard
+from pipeline.options import PackageOptions
+from pipeline.report import render_report
+from pipeline.run import Context
+from pipeline.stages.common import skeleton_of, target_of
+from pipeline.triton import triton_config
+
+BUNDLE = "bundle"
+
+
+def execute(context: Context) -> None:
+    run, target = context.run, target_of(context.run)
+    engine = run.read("build", run.document("build", "build.json")["engine"])
+    card = DataCard.from_json(run.read("prepare", "data_card.json").read_text(encoding="utf-8"))
+    shape = skeleton_of(run).input_shape
+    name = context.options(PackageOptions).serve_name or _servable(run.folder.name)
+    certificate = run.document("verify", "certificate.json")
+    threads = certificate["fingerprint"]["threads"]
+    triton = triton_config(
+        name,
+        input_shape=shape,
+        classes=len(card.classes),
+        batch=shape[0],
+        threads=threads,
+    )
+    files: dict[str, Path | bytes] = {
+        "certificate.json": run.read("verify", "certificate.json"),
+        engine.name: engine,
+        "model.onnx": run.read("export", "model.onnx"),
+        "plan.json": run.read("prune", "plan.json"),
+        "weights.safetensors": run.read("finetune", "weights.safetensors"),
+        "report.html": render_report(run.folder).encode("utf-8"),
+        f"triton/{name}/config.pbtxt": triton.encode("utf-8"),
+        f"triton/{name}/1/model{target.engine_suffix}": engine,
+    }
+    manifest = Manifest(
+        name=name,
+        wgates=version("wgates"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=target.name,
+        threads=threads,
+        batch=shape[0],
+        precision=target.precision,
+        input_shape=shape,
+        mean=card.mean,
+        std=card.std,
+        classes=card.classes,
+        engine=engine.name,
+        fingerprint=certificate["fingerprint"],
+    )
+    folder = context.partial / BUNDLE
+    if folder.exists():  # a killed run left it half written
+        shutil.rmtree(folder)
+    folder.mkdir()
+    write_bundle(folder, manifest, files)
+    Bundle.open(folder)
+
+
+def _servable(name: str) -> str:
+    """The run's name with what Triton does not take in a model name replaced."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-") or "model"

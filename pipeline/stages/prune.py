@@ -1,0 +1,261 @@
+"""prune: W-Gates under the predicted latency, in a closed loop with the real runtime."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calibration.candidates import Slicer
+from calibration.database import LatencyDatabase
+from calibration.lpnet import LPNet, fit_lpnet
+from calibration.measure import Bench, measure_all
+from calibration.sampling import near
+from calibration.widths import Plan, WidthVector
+from pipeline.errors import BudgetMissedError, BudgetUnreachableError
+from pipeline.models.weights import save_weights
+from pipeline.options import Budget, PrepareOptions, PruneOptions
+from pipeline.pruning.select import Selector
+from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.run import Context
+from pipeline.stages.calibrate import ANCHOR, DATABASE
+from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of, target_of
+from pipeline.training import Epoch, Recipe, Trainer
+
+NEAR_POINTS = 16  # measured around a plan that missed
+WASTEFUL = 0.95  # a plan faster than this share of the budget gives accuracy away
+LIVE_SHARE = 2 / 3  # of the gate epochs; afterwards gates only flicker, so masks are fixed
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The budget as the closed loop uses it: p50 milliseconds beside the dense anchor."""
+
+    budget: Budget
+    budget_ms: float  # of the wished percentile
+    p50_ms: float  # what the median must be for that percentile, by the dense engine's tail
+
+    @classmethod
+    def of(cls, options: PruneOptions, calibration: Mapping[str, Any]) -> Limit:
+        """BudgetUnreachableError if even the floor is slower: nothing is trained in vain."""
+        budget = Budget.parse(options.budget)
+        anchor_ms, floor_ms = calibration["anchor_ms"], calibration["floor"]["ms"]
+        tail = calibration["tail"][options.percentile]
+        budget_ms = budget.in_ms(anchor_ms * tail)
+        if floor_ms * tail > budget_ms:
+            raise BudgetUnreachableError(
+                f"the budget {budget} ({budget_ms:.3f} ms) is below the floor: all groups at "
+                f"minimum width take {floor_ms * tail:.3f} ms "
+                f"({calibration['floor']['ratio']:.2f}x of dense)",
+                fix=f"ask for at least {math.ceil(calibration['floor']['ratio'] * 105) / 100:.2f}x",
+            )
+        return cls(budget, budget_ms, budget_ms / tail)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of the closed loop: what was predicted and what was measured."""
+
+    round: int
+    plan: Plan
+    predicted_ms: float
+    ratio: float
+    ratio_ci95: tuple[float, float]
+    anchor_ms: float
+    limit_ms: float
+
+    @property
+    def measured_ms(self) -> float:
+        return self.ratio * self.anchor_ms
+
+    @property
+    def met(self) -> bool:
+        return self.ratio_ci95[1] * self.anchor_ms <= self.limit_ms
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "round": self.round,
+            "predicted_ms": self.predicted_ms,
+            "measured_ms": self.measured_ms,
+            "ratio": self.ratio,
+            "ratio_ci95": list(self.ratio_ci95),
+            "met": self.met,
+        }
+
+
+def execute(context: Context) -> None:
+    options = context.options(PruneOptions)
+    limit = Limit.of(options, context.run.document("calibrate", "calibration.json"))
+    with ExitStack() as stack:
+        loop = ClosedLoop(context, limit, stack)
+        rounds = loop.run()
+        chosen = _best(rounds, limit)
+        history = [*loop.history, *loop.train_masked(chosen.plan)]
+    plan = chosen.plan
+    context.write_json("plan.json", plan.to_json())
+    loop.lpnet.save(context.partial)
+    save_weights(loop.wgates.trained, context.partial / "gated.safetensors")
+    full = loop.skeleton.groups.full()
+    widths = zip(full.groups, full.kept, plan.widths().kept, strict=True)
+    context.write_json(
+        "prune.json",
+        {
+            "budget": str(limit.budget),
+            "budget_ms": limit.budget_ms,
+            "aim_ms": limit.p50_ms * (1 - options.margin),
+            "predicted_ms": chosen.predicted_ms,
+            "history": [
+                {**epoch.to_json(), "epoch": number} for number, epoch in enumerate(history, 1)
+            ],
+            "rounds": [item.to_json() for item in rounds],
+            "widths": [{"group": g, "full": f, "kept": k} for g, f, k in widths],
+        },
+    )
+
+
+def _best(rounds: list[Round], limit: Limit) -> Round:
+    """The slowest plan that met the budget: it kept the most."""
+    met = [item for item in rounds if item.met]
+    if not met:
+        raise BudgetMissedError(
+            f"no plan met {limit.p50_ms:.3f} ms in {len(rounds)} rounds; the last measured "
+            f"{rounds[-1].measured_ms:.3f} ms",
+            fix="calibrate with more --samples, or widen --margin",
+        )
+    return max(met, key=lambda item: item.ratio)
+
+
+class ClosedLoop:
+    """Solve under the LPNet, build and measure at once, refit where it was wrong, solve again."""
+
+    def __init__(self, context: Context, limit: Limit, stack: ExitStack) -> None:
+        self.context, self.limit = context, limit
+        self.options = context.options(PruneOptions)
+        self.skeleton, self.target = skeleton_of(context.run), target_of(context.run)
+        self.fabric, self.data = fabric_of(context.run), data_of(context)
+        self.lpnet = LPNet.open(context.run.folder / "calibrate", self.skeleton)
+        self.history: list[Epoch] = []
+        anchor = context.run.read("calibrate", f"{ANCHOR}{self.target.engine_suffix}")
+        if not (context.partial / DATABASE).exists():
+            shutil.copy2(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
+        self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
+        engine = stack.enter_context(self.target.load(anchor))
+        self.bench = Bench(self.target, Slicer(self.skeleton), engine)
+        self.wgates = WGates(
+            dense_model(context),
+            self.skeleton,
+            _settings(self.options, context.run.options("prepare", PrepareOptions)),
+            multiple=self.target.channel_multiple,
+        )
+
+    def run(self) -> list[Round]:
+        rounds: list[Round] = []
+        aim_ms, bias = self.limit.p50_ms * (1 - self.options.margin), 1.0
+        for number in range(1, self.options.rounds + 1):
+            # the bias is what a refit could not learn about the plan measured last
+            self._solve(number, aim_ms / bias)
+            plan = self._select(aim_ms / bias)
+            rounds.append(self._measure(number, plan, bias))
+            last = rounds[-1]
+            self._tell(last)
+            if last.met and last.measured_ms >= WASTEFUL * self.limit.p50_ms:
+                break
+            if number < self.options.rounds:
+                self._refit(plan.widths(), number)
+                bias = last.measured_ms / self.lpnet.predict_one_ms(plan.widths())
+        return rounds
+
+    def train_masked(self, plan: Plan) -> list[Epoch]:
+        """The last third of the gate epochs, on fixed masks."""
+        live = self._live_epochs()
+        if self.options.gate_epochs <= live:
+            return []
+        trainer = self._trainer("masked weights", self.options.gate_epochs - live)
+        self.wgates.train_masked(trainer, plan)
+        return trainer.history
+
+    def _live_epochs(self) -> int:
+        return max(1, round(self.options.gate_epochs * LIVE_SHARE))
+
+    def _solve(self, number: int, aim_ms: float) -> None:
+        """Gated training; later rounds start where the last one ended and take one epoch."""
+        label = "gates" if number == 1 else f"gates round {number}"
+        trainer = self._trainer(label, self._live_epochs() if number == 1 else 1)
+        self.wgates.train(trainer, self.lpnet, aim_ms)
+        self.history += trainer.history
+
+    def _trainer(self, label: str, epochs: int) -> Trainer:
+        prepare = self.context.run.options("prepare", PrepareOptions)
+        recipe = Recipe(
+            label, epochs, prepare.train_batch, prepare.seed, "lower --weight-lr or --gate-lr"
+        )
+        reporter = self.context.reporter
+        return Trainer(self.fabric, self.data, self.context.partial, reporter, recipe)
+
+    def _select(self, aim_ms: float) -> Plan:
+        selector = Selector(self.skeleton, self._predict, self.target.channel_multiple)
+        return selector.choose(self.wgates.scores(), self.wgates.open_widths(), aim_ms)
+
+    def _predict(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        device = self.lpnet.get_buffer("anchor_ms").device
+        with torch.no_grad():
+            found = self.lpnet.predict_ms(torch.tensor(kept, dtype=torch.float32, device=device))
+        return found.double().cpu().numpy()
+
+    def _measure(self, number: int, plan: Plan, bias: float) -> Round:
+        """Build the plan's own channels and time them; a resumed run reads it back instead."""
+        widths, fingerprint = plan.widths(), self.target.fingerprint()
+        measure_all(self.bench, self.database, [widths], precision=0.004)
+        records = self.database.records(self.skeleton.sha256, fingerprint)
+        record = next(item for item in records if item.widths == widths)
+        return Round(
+            number,
+            plan,
+            predicted_ms=bias * self.lpnet.predict_one_ms(widths),
+            ratio=record.ratio,
+            ratio_ci95=record.ratio_ci95,
+            anchor_ms=float(self.lpnet.get_buffer("anchor_ms")),
+            limit_ms=self.limit.p50_ms,
+        )
+
+    def _refit(self, widths: WidthVector, seed: int) -> None:
+        points = near(
+            widths, self.skeleton.groups, self.target.channel_multiple, NEAR_POINTS, seed=seed
+        )
+        measure_all(
+            self.bench,
+            self.database,
+            points,
+            on_done=lambda done, total: self.context.reporter.progress(
+                "measure near the plan", done, total
+            ),
+        )
+        fingerprint = self.target.fingerprint()
+        records = self.database.records(self.skeleton.sha256, fingerprint)
+        self.lpnet = fit_lpnet(records, self.skeleton, fingerprint, block=self.target.channel_block)
+
+    def _tell(self, found: Round) -> None:
+        self.context.run.event("closed loop", **found.to_json())
+        self.context.reporter.say(
+            f"round {found.round}: predicted {found.predicted_ms:.3f} ms, measured "
+            f"{found.measured_ms:.3f} ms ({found.ratio:.3f}x of dense), budget "
+            f"{found.limit_ms:.3f} ms: {'met' if found.met else 'missed'}"
+        )
+
+
+def _settings(options: PruneOptions, prepare: PrepareOptions) -> GateSettings:
+    return GateSettings(
+        gate_lr=options.gate_lr,
+        weight_lr=options.weight_lr,
+        weight_decay=prepare.weight_decay,
+        dual_lr=options.dual_lr,
+        surrogate=options.surrogate,
+        detach_input=options.detach_gate_input,
+    )

@@ -1,0 +1,62 @@
+"""trace: which layers share a width, what cannot be pruned and why, what is reachable at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from calibration.cost import NetworkCost, parameter_count
+from calibration.skeleton import Skeleton
+from calibration.widths import legal_widths
+from pipeline.errors import ModelError
+from pipeline.options import TraceOptions
+from pipeline.pruning.groups import trace
+from pipeline.run import Context
+from pipeline.stages.common import data_of, dense_model, target_of
+
+
+def execute(context: Context) -> None:
+    options = context.options(TraceOptions)
+    shape = data_of(context).card.image_shape
+    example = torch.zeros(options.batch, *shape)
+    skeleton = trace(dense_model(context), example, residual=options.residual)
+    if not skeleton.groups.prunable:
+        reasons = sorted({str(group.frozen) for group in skeleton.groups.every})
+        raise ModelError(
+            f"no layer of this model can be pruned: {'; '.join(reasons)}",
+            fix="give a convolutional network whose layers are analysed",
+        )
+    skeleton.save(context.partial)
+    multiple = target_of(context.run).channel_multiple
+    feasibility = _feasibility(skeleton, multiple)
+    context.write_json("feasibility.json", feasibility)
+    prunable, every = len(skeleton.groups.prunable), len(skeleton.groups.every)
+    context.reporter.say(
+        f"trace: {prunable} of {every} channel groups can be pruned; at minimum widths "
+        f"{feasibility['floor_macs'] / feasibility['macs']:.1%} of the MACs and "
+        f"{feasibility['floor_params'] / feasibility['params']:.1%} of the parameters remain"
+    )
+
+
+def _feasibility(skeleton: Skeleton, multiple: int) -> dict[str, Any]:
+    groups, cost = skeleton.groups, NetworkCost.of(skeleton)
+    full, floor = groups.full(), groups.floor(multiple)
+    return {
+        "macs": cost.macs(full),
+        "params": parameter_count(skeleton, full),
+        "floor_macs": cost.macs(floor),
+        "floor_params": parameter_count(skeleton, floor),
+        "groups": [
+            {
+                "name": group.name,
+                "channels": group.channels,
+                "kind": group.kind,
+                "frozen": group.frozen,
+                "floor": legal_widths(group.channels, multiple)[0]
+                if group.frozen is None
+                else group.channels,
+            }
+            for group in groups.every
+        ],
+    }

@@ -1,0 +1,67 @@
+"""The few statistics that every latency estimate uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# a run is only ever delayed, never sped up, by its neighbours: the low quantile is what they spare
+LOW_QUANTILE = 0.25
+_DRAWS_AT_ONCE = 1_000_000  # bounds the memory of a bootstrap to some 16 MB
+
+
+def low_quantile(values_ms: NDArray[np.float64]) -> float:
+    """The 25 % quantile of (n,) times."""
+    return float(np.quantile(values_ms, LOW_QUANTILE))
+
+
+def required_samples(percentile: float) -> int:
+    """Fewest samples whose largest exceeds the percentile with 95 % confidence: 299 for p99."""
+    if not 0.0 < percentile < 100.0:
+        raise ValueError(f"a percentile lies between 0 and 100, not at {percentile}")
+    if percentile <= 50.0:
+        return 1
+    return math.ceil(math.log(0.05) / math.log(percentile / 100.0))
+
+
+def percentile_of(values_ms: NDArray[np.float64], percentile: float) -> float:
+    """A percentile of (n,) times; ValueError when they are too few to tell."""
+    needed = required_samples(percentile)
+    if len(values_ms) < needed:
+        raise ValueError(f"p{percentile:g} needs {needed} samples; there are {len(values_ms)}")
+    return float(np.percentile(values_ms, percentile))
+
+
+def bootstrap_ci95(
+    values: ArrayLike,
+    statistic: Callable[..., Any] = np.median,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[float, float]:
+    """The 95 % percentile-bootstrap interval of `statistic(values (n,))`.
+
+    `statistic` takes `axis`, as numpy's do. The same seed gives the same interval.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise ValueError(f"a bootstrap needs a list of values, not shape {sample.shape}")
+    estimates = np.concatenate(list(_resampled(sample, statistic, seed, resamples)))
+    low, high = np.quantile(estimates, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _resampled(
+    sample: NDArray[np.float64], statistic: Callable[..., Any], seed: int, resamples: int
+) -> Iterator[NDArray[np.float64]]:
+    """The statistic of each resample, in pieces that fit in memory."""
+    generator = np.random.default_rng(seed)
+    rows_at_once = max(1, _DRAWS_AT_ONCE // len(sample))
+    for start in range(0, resamples, rows_at_once):
+        rows = min(rows_at_once, resamples - start)
+        drawn = generator.integers(0, len(sample), size=(rows, len(sample)))
+        yield np.asarray(statistic(sample[drawn], axis=1), dtype=np.float64)

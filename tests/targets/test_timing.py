@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from targets.fingerprint import cpu_fingerprint
+from targets.samples import Samples
+from targets.timing import Measurement, compare, measure, time_calls, warm_up
+
+from .conftest import FakeClock, ScriptedEngine
+
+MS = 1_000_000
+
+
+def samples_of(wall_ms: list[float], switches: list[int] | None = None) -> Samples:
+    """Samples with these wall times; undisturbed unless `switches` says otherwise."""
+    wall_ns = np.array([round(ms * MS) for ms in wall_ms], dtype=np.int64)
+    return Samples(wall_ns, wall_ns, np.array(switches or [0] * len(wall_ms), dtype=np.int64))
+
+
+def steady(name: str, clock: FakeClock, log: list[str], ms: float) -> ScriptedEngine:
+    return ScriptedEngine(name, clock, log, duration_ns=lambda _: round(ms * MS))
+
+
+# the loop
+
+
+def test_each_call_is_timed_in_order(clock: FakeClock) -> None:
+    engine = ScriptedEngine("e", clock, [], duration_ns=lambda call: (call + 1) * MS)
+    timed = time_calls(engine.call, 4)
+    assert timed.ms.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert timed.cpu_ns.tolist() == timed.wall_ns.tolist()
+
+
+def test_a_preempted_call_is_flagged_and_only_that(clock: FakeClock) -> None:
+    def duration_ns(call: int) -> int:
+        clock.switches += 2 if call == 1 else 0
+        return MS
+
+    timed = time_calls(ScriptedEngine("e", clock, [], duration_ns=duration_ns).call, 3)
+    assert timed.involuntary_switches.tolist() == [0, 2, 0]
+
+
+def test_a_raising_call_propagates_and_restores_garbage_collection() -> None:
+    seen: list[bool] = []
+
+    def call() -> None:
+        seen.append(gc.isenabled())
+        raise RuntimeError("the device is gone")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        time_calls(call, 5)
+    assert seen == [False]
+    assert gc.isenabled()
+
+
+def test_nothing_cannot_be_timed() -> None:
+    with pytest.raises(ValueError, match="not 0"):
+        time_calls(lambda: None, 0)
+
+
+def test_real_clocks_agree_with_the_work_done() -> None:
+    timed = time_calls(lambda: sum(range(20_000)), 5)
+    assert (timed.wall_ns > 0).all()
+    assert (timed.cpu_ns > 0).all()
+
+
+# one engine
+
+
+def test_a_measurement_refuses_p99_by_its_clean_calls() -> None:
+    fingerprint = cpu_fingerprint("t", "fp32", runtime="r", batch=1, threads=1, settings=())
+    samples = samples_of([2.0] * 298 + [50.0], [0] * 298 + [1])
+    measurement = Measurement(samples, warmup_calls=3, batch=1, fingerprint=fingerprint)
+    with pytest.raises(ValueError, match="there are 298"):
+        measurement.percentile_ms(99)
+    assert measurement.percentile_ms(90) == 2.0
+    assert measurement.median_ms() == 2.0
+    assert measurement.doubts() == ()
+    short = Measurement(samples_of([2.0]), warmup_calls=3, batch=1, fingerprint=fingerprint)
+    assert short.doubts() == ("only 1 calls were timed",)
+
+
+# warm-up
+
+
+def test_warm_up_ends_when_two_windows_agree(clock: FakeClock) -> None:
+    # calls get faster until the 11th: 1 + 1 to size the windows (5 calls of about 1 ms) ...
+    engine = ScriptedEngine(
+        "e", clock, [], duration_ns=lambda call: MS if call >= 10 else 2 * MS - call * MS // 20
+    )
+    calls = warm_up(engine)
+    assert calls == engine.calls
+    assert engine.calls >= 10 + 3  # ... then at least one window that is warm throughout
+
+
+def test_warm_up_of_a_steady_engine_takes_two_windows(clock: FakeClock) -> None:
+    assert warm_up(steady("e", clock, [], 1.0)) == 2 + 2 * 5
+
+
+def test_warm_up_gives_up_at_its_limits(clock: FakeClock) -> None:
+    growing = ScriptedEngine("e", clock, [], duration_ns=lambda call: round(MS * 1.1**call))
+    warm_up(growing, limit_s=0.1)
+    assert clock.now_ns < 0.5e9
+    restless = ScriptedEngine("e", clock, [], duration_ns=lambda call: MS * (1 + call // 5 % 2))
+    assert warm_up(restless, limit_s=1e9) <= 2 + 50 * 5
+
+
+# comparison
+
+
+def test_rounds_alternate_who_goes_first(clock: FakeClock) -> None:
+    log: list[str] = []
+    found = compare(steady("A", clock, log, 1.0), steady("B", clock, log, 2.0), rounds=6, calls=3)
+    rounds = log[-2 * len(found.round_ratios) :]
+    assert "".join(rounds) == "ABBAABBAAB"
+
+
+def test_the_ratio_of_steady_engines_is_exact_and_stops_early(clock: FakeClock) -> None:
+    found = compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0))
+    assert (found.ratio, found.ratio_ci95) == (0.5, (0.5, 0.5))
+    assert len(found.round_ratios) == 5
+    assert found.is_precise
+    assert found.calls_per_round == 4  # of 1.5 ms on average, to fill 5 ms
+    assert found.round_index.tolist() == [r for r in range(5) for _ in range(4)]
+    assert len(found.candidate) == len(found.anchor) == 20
+    assert found.doubts() == ()
+
+
+def test_drift_of_the_machine_cancels(clock: FakeClock) -> None:
+    # everything slows down steadily in the course of the comparison
+    def drifting(ms: float) -> ScriptedEngine:
+        return ScriptedEngine(
+            "e", clock, [], duration_ns=lambda _: round(ms * MS * (1 + clock.now_ns / 8e8))
+        )
+
+    found = compare(drifting(1.0), drifting(2.0), rounds=40, calls=4, precision=1e-6)
+    assert found.anchor.ms[-1] > 1.3 * found.anchor.ms[0]
+    assert found.ratio == pytest.approx(0.5, rel=0.005)
+    assert any("anchor's own time moved" in doubt for doubt in found.doubts())
+
+
+def test_an_imprecise_ratio_ends_at_the_cap_and_says_so(clock: FakeClock) -> None:
+    generator = np.random.default_rng(0)
+    noisy = ScriptedEngine(
+        "A", clock, [], duration_ns=lambda _: round(MS * generator.uniform(0.5, 1.5))
+    )
+    found = compare(noisy, steady("B", clock, [], 1.0), rounds=8, calls=2)
+    assert len(found.round_ratios) == 8
+    assert not found.is_precise
+    assert "1.0% was wanted" in found.doubts()[0]
+
+
+def test_the_time_limit_ends_a_comparison(clock: FakeClock) -> None:
+    slow = steady("A", clock, [], 1000.0), steady("B", clock, [], 1000.0)
+    found = compare(*slow, calls=1, limit_s=5.0)
+    assert len(found.round_ratios) == 3
+    assert "only 3 of at least 5 rounds" in found.doubts()[0]
+
+
+def test_interrupted_calls_do_not_move_the_ratio(clock: FakeClock) -> None:
+    def interrupted(call: int) -> int:
+        if call % 3:
+            return MS
+        clock.switches += 1
+        return 20 * MS
+
+    found = compare(
+        ScriptedEngine("A", clock, [], duration_ns=interrupted),
+        steady("B", clock, [], 1.0),
+        calls=6,
+    )
+    assert found.ratio == 1.0
+    assert np.count_nonzero(~found.candidate.clean) == len(found.candidate) // 3
+
+
+def test_measure_warms_up_first(clock: FakeClock) -> None:
+    fingerprint = cpu_fingerprint("t", "fp32", runtime="r", batch=1, threads=1, settings=())
+    engine = ScriptedEngine("e", clock, [], duration_ns=lambda call: 9 * MS if call < 2 else MS)
+    found = measure(engine, fingerprint, calls=40)
+    assert found.median_ms() == 1.0
+    assert found.samples.ms.max() == 1.0
+    assert (found.warmup_calls, found.batch) == (engine.calls - 40, 1)
