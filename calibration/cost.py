@@ -84,6 +84,7 @@ def _rows(groups: ChannelGroups, tensors: list[str], dim: int) -> NDArray[np.flo
     table = np.zeros((len(tensors), len(groups.prunable)))
     for column, group in enumerate(groups.prunable):
         for piece in group.slices:
-            if piece.dim == dim and piece.tensor in tensors:
-                table[tensors.index(piece.tensor), column] += piece.rows_per_channel
+            if piece.dim == dim:  # a weight that two layers share stands in two rows
+                of_piece = [tensor == piece.tensor for tensor in tensors]
+                table[of_piece, column] += piece.rows_per_channel
     return table

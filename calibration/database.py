@@ -50,19 +50,35 @@ class LatencyDatabase:
         self.path = path
         with _translated(path):
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
-            raise DatabaseError(
-                f"{path.name} has schema {version}, this version reads {SCHEMA}",
-                fix="upgrade wgates, or move the file away to measure anew",
-            )
-        if version == 0:
+        try:
             with _translated(path):
-                self._connection.executescript(
-                    f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;"
+                self._prepare()
+        except DatabaseError:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Create the tables in a new file; DatabaseError if the file is not ours."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_schema")}
+            if version > SCHEMA:
+                raise DatabaseError(
+                    f"{self.path.name} has schema {version}, this version reads {SCHEMA}",
+                    fix="upgrade wgates, or move the file away to measure anew",
                 )
+            if version == 0 and not tables:
+                for statement in TABLES.split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            elif version != SCHEMA or not {"fingerprint", "measurement"} <= tables:
+                raise DatabaseError(
+                    f"{self.path.name} is a SQLite file, but not a latency database",
+                    fix="name another file, or move this one away to measure anew",
+                )
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +99,7 @@ class LatencyDatabase:
         comparison: Comparison,
     ) -> None:
         """Store one measurement with its raw samples; a repeat replaces the earlier one."""
-        with _translated(self.path):
+        with _translated(self.path), self._connection:  # commits, or rolls back on an error
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(
                 "INSERT OR IGNORE INTO fingerprint VALUES (?, ?)",
@@ -104,7 +120,6 @@ class LatencyDatabase:
                     datetime.now(UTC).isoformat(timespec="seconds"),
                 ),
             )
-            self._connection.execute("COMMIT")
 
     def records(self, skeleton: str, fingerprint: Fingerprint) -> tuple[LatencyRecord, ...]:
         """Every measurement of this network under this fingerprint, oldest first."""

@@ -124,7 +124,7 @@ class LPNet(nn.Module):
     def predict_ms(self, kept: Tensor) -> Tensor:
         """(N, G) kept channels -> (N,) milliseconds; PredictorError outside the range seen."""
         low, high = self.get_buffer("seen_low"), self.get_buffer("seen_high")
-        outside = ((kept < low - 0.5) | (kept > high + 0.5)).any(0).nonzero().ravel()
+        outside = (~((kept >= low - 0.5) & (kept <= high + 0.5))).any(0).nonzero().ravel()
         if len(outside):
             group = int(outside[0])
             raise PredictorError(

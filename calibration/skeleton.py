@@ -12,7 +12,7 @@ from typing import Any, Self
 import onnx
 
 from calibration.errors import GroupsError
-from calibration.widths import ChannelGroups, dump
+from calibration.widths import ChannelGroups, dump, whole
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,19 @@ class Skeleton:
                     "groups.json and skeleton.onnx are of different traces",
                     fix="run: pipeline trace",
                 )
-            n, c, h, w = (int(size) for size in document["input_shape"])
+            n, c, h, w = _sizes(document["input_shape"])
             layers = tuple(
-                Layer(item["tensor"], int(item["positions"]), tuple(item["shape"]))
+                Layer(str(item["tensor"]), whole(item["positions"], 1), _sizes(item["shape"]))
                 for item in document["layers"]
             )
-            parameters = {str(k): tuple(v) for k, v in document["parameters"].items()}
-        except (KeyError, TypeError, ValueError) as error:
+            parameters = {name: _sizes(shape) for name, shape in document["parameters"].items()}
+            groups = ChannelGroups.from_json(document["groups"])
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise GroupsError(
-                f"groups.json is damaged: {error}", fix="run: pipeline trace"
+                f"groups.json is damaged: {error!r}", fix="run: pipeline trace"
             ) from error
-        groups = ChannelGroups.from_json(document["groups"])
         return cls(data, groups, layers, parameters, (n, c, h, w))
+
+
+def _sizes(document: Any) -> tuple[int, ...]:
+    return tuple(whole(size, 1) for size in document)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from types import NoneType
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.errors import GroupsError
 
 Kind = Literal["inner", "stream"]
+MOST_ROWS = 1_000_000  # of one slice; a damaged file must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ class ChannelGroups:
     def from_json(cls, document: Any) -> Self:
         try:
             return cls(tuple(_group_from_json(item) for item in document))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise GroupsError(
-                f"groups.json is damaged: {error}", fix="run: pipeline trace"
+                f"groups.json is damaged: {error!r}", fix="run: pipeline trace"
             ) from error
 
 
@@ -206,10 +208,12 @@ def _compact(rows: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
 
 def _expand(document: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     if "explicit" in document:
-        return tuple(tuple(int(row) for row in rows) for rows in document["explicit"])
+        return tuple(tuple(rows) for rows in document["explicit"])
     start, stride, count, step, channels = (
-        int(document[key]) for key in ("start", "stride", "count", "step", "channels")
+        document[key] for key in ("start", "stride", "count", "step", "channels")
     )
+    if not count * channels <= MOST_ROWS:
+        raise ValueError(f"{channels} channels of {count} rows each")
     return tuple(
         tuple(start + channel * stride + i * step for i in range(count))
         for channel in range(channels)
@@ -230,16 +234,29 @@ def _group_to_json(group: ChannelGroup) -> dict[str, Any]:
 
 
 def _group_from_json(item: Any) -> ChannelGroup:
-    return ChannelGroup(
-        name=str(item["name"]),
-        channels=int(item["channels"]),
-        kind=item["kind"],
-        frozen=item["frozen"],
-        slices=tuple(
-            Slice(str(s["tensor"]), int(s["dim"]), _expand(s["rows"]), bool(s["gate"]))
-            for s in item["slices"]
-        ),
-    )
+    name, kind, frozen = item["name"], item["kind"], item["frozen"]
+    if type(name) is not str or kind not in get_args(Kind) or type(frozen) not in (str, NoneType):
+        raise ValueError(f"{name!r}, {kind!r}, {frozen!r} are not a name, a kind and a reason")
+    slices = tuple(_slice_from_json(piece) for piece in item["slices"])
+    return ChannelGroup(name, whole(item["channels"], 1), slices, kind, frozen)
+
+
+def _slice_from_json(item: Any) -> Slice:
+    tensor, gate, rows = item["tensor"], item["gate"], _expand(item["rows"])
+    owned = [whole(row) for channel in rows for row in channel]
+    alike = len({len(channel) for channel in rows}) == 1
+    if not owned or not alike or len(set(owned)) < len(owned):
+        raise ValueError(f"the rows of {tensor} are not distinct, equally many for each channel")
+    if type(tensor) is not str or type(gate) is not bool:
+        raise ValueError(f"{tensor!r}, {gate!r} are not a tensor name and whether it is gated")
+    return Slice(tensor, whole(item["dim"]), rows, gate)
+
+
+def whole(value: Any, least: int = 0) -> int:
+    """`value`, if it is a whole number of at least `least`; else ValueError."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} is not a whole number of at least {least}")
+    return value
 
 
 def dump(document: Any) -> str:

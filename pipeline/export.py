@@ -70,6 +70,9 @@ def _clean(model: object, *, fold: bool) -> onnx.ModelProto:
         fold_constants(model)
         passes.RemoveUnusedNodesPass()(model)
         passes.RemoveUnusedOpsetsPass()(model)
+        # padding amounts become readable, and values from inlined functions get their shapes
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.ShapeInferencePass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # stack traces with local paths
     proto = onnx_ir.to_proto(model)
     for index, node in enumerate(proto.graph.node):

@@ -51,20 +51,26 @@ def surrogate_slope(scores: Tensor, surrogate: Surrogate) -> Tensor:
 
 
 class LiveClamp(torch.autograd.Function):
-    """Clamp into the surrogate's live window, with the gradient passed straight through.
+    """Clamp into the surrogate's live window; outside, only gradients that lead back in pass.
 
-    Outside (-1/2, 1/2) the polynomial slope is zero and a gate would freeze for good.
+    Beyond (-1/2, 1/2) the polynomial slope is zero and a gate would freeze for good. With a plain
+    straight-through clamp scores run away instead: a few hundred steps of the latency term put
+    them so far out that no image brings them back.
     """
 
-    LIMIT = 0.49
+    LIMIT = 0.4  # where the polynomial slope is still a fifth of its peak
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor) -> Tensor:
+        ctx.save_for_backward(scores)
         return scores.clamp(-LiveClamp.LIMIT, LiveClamp.LIMIT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+        (scores,) = ctx.saved_tensors
+        # descent moves a score against its gradient: equal signs mean back towards the window
+        outward = (scores.abs() > LiveClamp.LIMIT) & (scores * grads[0] < 0)
+        return grads[0].masked_fill(outward, 0)
 
 
 class GroupGate(nn.Module):
@@ -75,13 +81,19 @@ class GroupGate(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.floor, self.surrogate = group.channels, floor, surrogate
-        self.producers = tuple(piece for piece in group.slices if _is_filter_bank(piece, model))
+        self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
         self.score = nn.ModuleList()
         for piece in self.producers:
-            fan_in = _filters(model, piece).shape[1]
+            filters = _filters(model, piece)
+            fan_in = filters.shape[1]
             layer = nn.Linear(fan_in, 1)
-            # all gates start open and inside the live window: s ~ 0.25 + N(0, 0.1)
+            # all gates start open and inside the live window: s ~ 0.25 + N(0, 0.1), and where
+            # so many are drawn that one would start closed, the draw is scaled to just not
             nn.init.normal_(layer.weight, std=0.1 / fan_in**0.5)
+            nn.init.zeros_(layer.bias)
+            with torch.no_grad():
+                reach = layer(_standardised(filters).cpu()).abs().max()
+                layer.weight.mul_(0.24 / reach.clamp_min(0.24))
             nn.init.constant_(layer.bias, 0.25)
             self.score.append(layer)
 
@@ -91,8 +103,7 @@ class GroupGate(nn.Module):
         for piece, layer in zip(self.producers, self.score, strict=True):
             filters = _filters(model, piece)
             filters = filters.detach() if detach_input else filters
-            spread = filters.std(dim=1, keepdim=True).clamp_min(1e-8)
-            total = total + layer((filters - filters.mean(dim=1, keepdim=True)) / spread).squeeze(1)
+            total = total + layer(_standardised(filters)).squeeze(1)
         return total / len(self.producers)
 
     def forward(self, scores: Tensor) -> Tensor:
@@ -204,7 +215,7 @@ def _index(piece: Slice, module: nn.Module) -> Tensor | None:
     return None if torch.equal(index, torch.arange(len(piece.rows))) else index
 
 
-def _is_filter_bank(piece: Slice, model: nn.Module) -> bool:
+def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
     """A producing layer whose filters map one to one onto the group's channels.
 
     A depthwise convolution owns no gate: its filters follow the layer before it.
@@ -215,6 +226,12 @@ def _is_filter_bank(piece: Slice, model: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return not (module.groups > 1 and module.weight.shape[1] == 1)
     return isinstance(module, nn.Linear)
+
+
+def _standardised(filters: Tensor) -> Tensor:
+    """Rows to mean 0 and spread 1, so that weight decay on a filter does not move its score."""
+    spread = filters.std(dim=1, keepdim=True, correction=0).clamp_min(1e-8)
+    return (filters - filters.mean(dim=1, keepdim=True)) / spread
 
 
 def _filters(model: nn.Module, piece: Slice) -> Tensor:

@@ -19,7 +19,7 @@ from calibration.skeleton import Layer, Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.errors import ModelError
 from pipeline.export import export_onnx, run_onnx
-from pipeline.pruning.gates import masked
+from pipeline.pruning.gates import is_filter_bank, masked
 from pipeline.pruning.propagation import Propagation, Use
 from pipeline.pruning.surgery import shrink
 
@@ -33,19 +33,18 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
     checked numerically; one whose sliced form computes something else is frozen with the reason.
     """
     proto = onnx.load_from_string(export_onnx(model, example, keep_names=True))
-    state = model.state_dict()
-    walk = Propagation(proto, frozenset(state))
+    walk = Propagation(proto, frozenset(model.state_dict()))
     walk.run()
     for node in proto.graph.node:
         if node.name in walk.width_free_reshapes:
             _make_width_free(proto, node, walk.width_free_reshapes[node.name])
-    groups = assemble(walk, residual)
+    groups = _freeze_without_filters(model, assemble(walk, residual))
     n, c, h, w = example.shape
     skeleton = Skeleton(
         onnx_bytes=proto.SerializeToString(),
         groups=groups,
         layers=tuple(
-            Layer(item.tensor, item.positions, tuple(state[item.tensor].shape))
+            Layer(item.tensor, item.positions, walk.shape(item.tensor))
             for item in walk.layers
         ),
         parameters={name: tuple(item.shape) for name, item in model.named_parameters()},
@@ -107,6 +106,19 @@ def _group(
     return ChannelGroup(name, len(roots), slices, kind, frozen)
 
 
+def _freeze_without_filters(model: nn.Module, groups: ChannelGroups) -> ChannelGroups:
+    """Freeze groups for which a gate has no filters to read."""
+    reason = "its filters are not the weight of a Conv2d or Linear layer"
+    return ChannelGroups(
+        tuple(
+            group
+            if group.frozen or any(is_filter_bank(piece, model) for piece in group.slices)
+            else replace(group, frozen=reason)
+            for group in groups.every
+        )
+    )
+
+
 def _unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
     """Two groups may share their first producer (a concat read in parts): number the later ones."""
     seen: dict[str, int] = defaultdict(int)
@@ -163,12 +175,14 @@ def _mismatch(
 ) -> str | None:
     plan = random_plan(skeleton, names)
     with torch.no_grad():
-        with masked(probe, skeleton.groups, plan):
-            gated = probe(images)
         try:
+            with masked(probe, skeleton.groups, plan):
+                gated = probe(images)
             sliced = shrink(probe, skeleton, plan)(images)
         except RuntimeError as error:  # torch's shape errors have no narrower type
-            return f"the sliced network does not run: {str(error).splitlines()[0]}"
+            return f"the gated or sliced network does not run: {str(error).splitlines()[0]}"
+    if gated.shape != sliced.shape:
+        return f"the sliced network's output is {tuple(sliced.shape)}"
     worst = float((gated - sliced).abs().max() / gated.abs().max().clamp_min(1e-30))
     return None if worst <= 1e-6 else f"sliced and gated outputs differ by {worst:.1e}"
 

@@ -63,7 +63,7 @@ def _delete_rows(model: nn.Module, tensor: str, dim: int, rows: torch.Tensor) ->
 def _refresh_sizes(module: nn.Module) -> None:
     """Make the attributes that torch layers repeat agree with their tensors."""
     if isinstance(module, nn.Conv2d):
-        depthwise = module.groups > 1 and module.weight.shape[1] == 1
+        depthwise = 1 < module.groups == module.in_channels  # as it was before the cut
         filters = module.weight.shape[0]
         if depthwise:
             module.groups = filters * module.groups // module.out_channels

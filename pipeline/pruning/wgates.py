@@ -22,10 +22,15 @@ from pipeline.pruning.gates import FilterGates, Surrogate, gated, masked, widths
 from pipeline.training import Top1, Trainer, decayed, sgd, top1
 
 LIVE_STEPS = 100  # `dual_lr` is meant for this many gated steps; longer training steps less
+RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
 class LatencyConstraint:
-    """relu(LAT / aim - 1) with its Lagrange multiplier."""
+    """relu(LAT / aim - 1) with its Lagrange multiplier.
+
+    `aim_ms` may fall while training: a constraint that is violated by little at all times lets
+    the task choose which gates close; one violated by much closes whole groups at once.
+    """
 
     def __init__(self, predictor: LPNet, aim_ms: float, dual_step: float) -> None:
         self.predictor, self.aim_ms, self.dual_step = predictor, aim_ms, dual_step
@@ -85,18 +90,25 @@ class WGates:
         self._current: Mapping[str, Tensor] = {}
         self._before: NDArray[np.bool_] | None = None
 
-    def train(self, trainer: Trainer, predictor: LPNet, aim_ms: float) -> None:
-        """Gated training for the trainer's epochs; the multiplier survives a resume."""
+    def train(
+        self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
+    ) -> None:
+        """Gated training for the trainer's epochs; the multiplier survives a resume.
+
+        With `ramp` the aim falls from the dense latency to `aim_ms` over the first steps.
+        """
         settings, total = self.settings, trainer.recipe.epochs * trainer.steps_per_epoch
         constraint = LatencyConstraint(
             predictor, aim_ms, settings.dual_lr * min(1.0, LIVE_STEPS / max(total, 1))
         )
+        start_ms = predictor.predict_one_ms(self.skeleton.groups.full())
         self.trained.to(trainer.fabric.device)
         predictor.to(trainer.fabric.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            if "multiplier" in trainer.state:
-                constraint.multiplier = trainer.state["multiplier"]
+            constraint.multiplier = trainer.state.get("multiplier", constraint.multiplier)
+            share = min(1.0, trainer.state.get("steps", 0.0) / (RAMP * total)) if ramp else 1.0
+            constraint.aim_ms = start_ms + share * (aim_ms - start_ms)
             self._current = self.gates(self.model)
             task = nn.functional.cross_entropy(self.model(images), labels)
             return task + constraint.loss(widths_of(self._current))
@@ -104,6 +116,7 @@ class WGates:
         def on_step() -> None:
             constraint.ascend()
             trainer.state["multiplier"] = constraint.multiplier
+            trainer.state["steps"] = trainer.state.get("steps", 0.0) + 1
 
         def evaluate() -> Top1:
             self.refresh()

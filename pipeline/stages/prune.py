@@ -30,6 +30,7 @@ from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of,
 from pipeline.training import Epoch, Recipe, Trainer
 
 NEAR_POINTS = 16  # measured around a plan that missed
+ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
 WASTEFUL = 0.95  # a plan faster than this share of the budget gives accuracy away
 LIVE_SHARE = 2 / 3  # of the gate epochs; afterwards gates only flicker, so masks are fixed
 
@@ -61,9 +62,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Round:
-    """One pass of the closed loop: what was predicted and what was measured."""
+    """A plan that was built and measured: what was predicted and what came out."""
 
     round: int
+    attempt: int
     plan: Plan
     predicted_ms: float
     ratio: float
@@ -79,9 +81,15 @@ class Round:
     def met(self) -> bool:
         return self.ratio_ci95[1] * self.anchor_ms <= self.limit_ms
 
+    @property
+    def fits(self) -> bool:
+        """Met, and without giving accuracy away by being much faster than asked."""
+        return self.met and self.measured_ms >= WASTEFUL * self.limit_ms
+
     def to_json(self) -> dict[str, Any]:
         return {
             "round": self.round,
+            "attempt": self.attempt,
             "predicted_ms": self.predicted_ms,
             "measured_ms": self.measured_ms,
             "ratio": self.ratio,
@@ -125,7 +133,7 @@ def _best(rounds: list[Round], limit: Limit) -> Round:
     met = [item for item in rounds if item.met]
     if not met:
         raise BudgetMissedError(
-            f"no plan met {limit.p50_ms:.3f} ms in {len(rounds)} rounds; the last measured "
+            f"no plan met {limit.p50_ms:.3f} ms in {rounds[-1].round} rounds; the last measured "
             f"{rounds[-1].measured_ms:.3f} ms",
             fix="calibrate with more --samples, or widen --margin",
         )
@@ -157,20 +165,34 @@ class ClosedLoop:
 
     def run(self) -> list[Round]:
         rounds: list[Round] = []
-        aim_ms, bias = self.limit.p50_ms * (1 - self.options.margin), 1.0
+        aim_ms = self.limit.p50_ms * (1 - self.options.margin)
         for number in range(1, self.options.rounds + 1):
-            # the bias is what a refit could not learn about the plan measured last
-            self._solve(number, aim_ms / bias)
-            plan = self._select(aim_ms / bias)
-            rounds.append(self._measure(number, plan, bias))
-            last = rounds[-1]
-            self._tell(last)
-            if last.met and last.measured_ms >= WASTEFUL * self.limit.p50_ms:
+            self._solve(number, aim_ms)
+            rounds += self._attempt(number, aim_ms)
+            if any(item.met for item in rounds):
                 break
             if number < self.options.rounds:
-                self._refit(plan.widths(), number)
-                bias = last.measured_ms / self.lpnet.predict_one_ms(plan.widths())
+                self._refit(rounds[-1].plan.widths(), number)
         return rounds
+
+    def _attempt(self, number: int, aim_ms: float) -> list[Round]:
+        """Select and measure, correcting the aim by what the LPNet got wrong, until it fits.
+
+        The selection favours plans that the LPNet flatters, so the first one tends to be slower
+        than predicted; a measurement costs a fraction of a second, a training step far more.
+        """
+        found: list[Round] = []
+        bias = 1.0
+        for attempt in range(1, ATTEMPTS + 1):
+            plan = self._select(aim_ms / bias)
+            if any(item.plan == plan for item in found):
+                break
+            found.append(self._measure(number, attempt, plan))
+            self._tell(found[-1])
+            if found[-1].fits:
+                break
+            bias = found[-1].measured_ms / found[-1].predicted_ms
+        return found
 
     def train_masked(self, plan: Plan) -> list[Epoch]:
         """The last third of the gate epochs, on fixed masks."""
@@ -188,7 +210,7 @@ class ClosedLoop:
         """Gated training; later rounds start where the last one ended and take one epoch."""
         label = "gates" if number == 1 else f"gates round {number}"
         trainer = self._trainer(label, self._live_epochs() if number == 1 else 1)
-        self.wgates.train(trainer, self.lpnet, aim_ms)
+        self.wgates.train(trainer, self.lpnet, aim_ms, ramp=number == 1)
         self.history += trainer.history
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
@@ -209,16 +231,17 @@ class ClosedLoop:
             found = self.lpnet.predict_ms(torch.tensor(kept, dtype=torch.float32, device=device))
         return found.double().cpu().numpy()
 
-    def _measure(self, number: int, plan: Plan, bias: float) -> Round:
-        """Build the plan's own channels and time them; a resumed run reads it back instead."""
+    def _measure(self, number: int, attempt: int, plan: Plan) -> Round:
+        """Build the plan's widths and time them; a resumed run reads the result back instead."""
         widths, fingerprint = plan.widths(), self.target.fingerprint()
         measure_all(self.bench, self.database, [widths], precision=0.004)
         records = self.database.records(self.skeleton.sha256, fingerprint)
         record = next(item for item in records if item.widths == widths)
         return Round(
             number,
+            attempt,
             plan,
-            predicted_ms=bias * self.lpnet.predict_one_ms(widths),
+            predicted_ms=self.lpnet.predict_one_ms(widths),
             ratio=record.ratio,
             ratio_ci95=record.ratio_ci95,
             anchor_ms=float(self.lpnet.get_buffer("anchor_ms")),
@@ -244,7 +267,7 @@ class ClosedLoop:
     def _tell(self, found: Round) -> None:
         self.context.run.event("closed loop", **found.to_json())
         self.context.reporter.say(
-            f"round {found.round}: predicted {found.predicted_ms:.3f} ms, measured "
+            f"round {found.round}.{found.attempt}: predicted {found.predicted_ms:.3f} ms, measured "
             f"{found.measured_ms:.3f} ms ({found.ratio:.3f}x of dense), budget "
             f"{found.limit_ms:.3f} ms: {'met' if found.met else 'missed'}"
         )
