@@ -60,9 +60,11 @@ class LatencyDatabase:
     def _prepare(self) -> None:
         """Create the tables in a new file; DatabaseError if the file is not ours."""
         with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
+            # two processes may open a new file at once
+            self._connection.execute("BEGIN IMMEDIATE")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_schema")}
+            found = self._connection.execute("SELECT name FROM sqlite_schema").fetchall()
+            tables = {name for (name,) in found}
             if version > SCHEMA:
                 raise DatabaseError(
                     f"{self.path.name} has schema {version}, this version reads {SCHEMA}",

@@ -24,7 +24,7 @@ from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.errors import PredictorError
 from calibration.skeleton import Skeleton
-from calibration.widths import WidthVector, dump
+from calibration.widths import WidthVector, dump, whole
 from targets.fingerprint import Fingerprint
 
 FEWEST_RECORDS = 20
@@ -42,6 +42,7 @@ class HeldOutError:
     within_10: float
     spearman: float
     interval_90: float  # half width: 90 % of ratios measured / predicted lie in exp(+-this)
+    interval_95: float
 
 
 @dataclass(frozen=True)
@@ -170,20 +171,23 @@ class LPNet(nn.Module):
                 )
             options = document["options"]
             options["hidden"] = tuple(options["hidden"])
-            net = cls(NetworkCost.of(skeleton), int(document["block"]), FitOptions(**options))
+            net = cls(NetworkCost.of(skeleton), whole(document["block"], 1), FitOptions(**options))
             net.load_state_dict(load_file(folder / "lpnet.safetensors"))
             net.fingerprint = Fingerprint.from_json(document["fingerprint"])
-            net.held_out = HeldOutError(**document["held_out"])
+            found = {name: float(value) for name, value in document["held_out"].items()}
+            net.held_out = HeldOutError(int(found.pop("records")), **found)
             net.skeleton_sha256 = skeleton.sha256
         except (
+            AttributeError,
             KeyError,
+            OverflowError,
             TypeError,
             ValueError,
             RuntimeError,
             safetensors.SafetensorError,
         ) as error:
             raise PredictorError(
-                f"the stored LPNet is damaged: {error}", fix="run: pipeline calibrate"
+                f"the stored LPNet is damaged: {error!r}", fix="run: pipeline calibrate"
             ) from error
         return net.eval().requires_grad_(False)
 
@@ -260,7 +264,10 @@ def _train(net: LPNet, kept: Tensor, target: Tensor) -> LPNet:
 def _held_out(target: Tensor, residuals: Tensor) -> HeldOutError:
     error = (residuals.exp() - 1).abs()
     size = residuals.abs().sort().values
-    rank = min(len(size) - 1, int(np.ceil(0.9 * (len(size) + 1))) - 1)  # conformal quantile
+
+    def conformal(share: float) -> float:
+        return float(size[min(len(size) - 1, int(np.ceil(share * (len(size) + 1))) - 1)])
+
     return HeldOutError(
         records=len(target),
         mean=float(error.mean()),
@@ -268,5 +275,6 @@ def _held_out(target: Tensor, residuals: Tensor) -> HeldOutError:
         within_5=float((error <= 0.05).float().mean()),
         within_10=float((error <= 0.10).float().mean()),
         spearman=float(spearmanr(target, target - residuals).statistic),
-        interval_90=float(size[rank]),
+        interval_90=conformal(0.90),
+        interval_95=conformal(0.95),
     )

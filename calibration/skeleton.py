@@ -79,11 +79,21 @@ class Skeleton:
             )
             parameters = {name: _sizes(shape) for name, shape in document["parameters"].items()}
             groups = ChannelGroups.from_json(document["groups"])
+            _check_rows(groups, parameters)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise GroupsError(
                 f"groups.json is damaged: {error!r}", fix="run: pipeline trace"
             ) from error
         return cls(data, groups, layers, parameters, (n, c, h, w))
+
+
+def _check_rows(groups: ChannelGroups, parameters: Mapping[str, tuple[int, ...]]) -> None:
+    for group in groups.every:
+        for piece in group.slices:
+            shape = parameters.get(piece.tensor)  # None: a buffer, or a second name of a weight
+            rows = max(row for owned in piece.rows for row in owned) + 1
+            if shape is not None and (piece.dim >= len(shape) or rows > shape[piece.dim]):
+                raise ValueError(f"{group.name} has rows that {piece.tensor} {shape} has not")
 
 
 def _sizes(document: Any) -> tuple[int, ...]:

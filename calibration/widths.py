@@ -245,7 +245,7 @@ def _slice_from_json(item: Any) -> Slice:
     tensor, gate, rows = item["tensor"], item["gate"], _expand(item["rows"])
     owned = [whole(row) for channel in rows for row in channel]
     alike = len({len(channel) for channel in rows}) == 1
-    if not owned or not alike or len(set(owned)) < len(owned):
+    if not owned or not alike or len(set(owned)) < len(owned) or max(owned) >= MOST_ROWS:
         raise ValueError(f"the rows of {tensor} are not distinct, equally many for each channel")
     if type(tensor) is not str or type(gate) is not bool:
         raise ValueError(f"{tensor!r}, {gate!r} are not a tensor name and whether it is gated")

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import DeployError, InconclusiveError
+from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
 from pipeline.options import Budget
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
@@ -177,7 +177,7 @@ def _execute(
 def _judge(certificate: dict[str, Any]) -> None:
     """The verdict as an exit code."""
     if certificate["verdict"] == "missed":
-        raise DeployError(
+        raise BudgetMissedError(
             f"the engine misses the budget of {certificate['budget_ms']:.3f} ms",
             fix="widen --margin and run it again, or ask for a larger budget",
         )

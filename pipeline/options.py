@@ -86,10 +86,11 @@ class CalibrateOptions:
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """W-Gates: weights, gates and widths learned under the predicted latency."""
+    """Which channels stay, so that the predicted and the measured latency fit the budget."""
 
     budget: str = option("0.6x", "latency budget: 4.0ms, or 0.6x of the dense engine")
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
+    method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
     gate_epochs: int = option(12, "epochs of gated training")
     gate_lr: float = option(0.001, "learning rate of the gates")
     weight_lr: float = option(0.02, "peak learning rate of the weights during gated training")

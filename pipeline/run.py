@@ -134,7 +134,8 @@ class Run:
     def is_fresh(self, stage: Stage) -> bool:
         """Whether the stage was finished with these options and these inputs."""
         record = self.folder / stage.name / RECORD
-        return record.exists() and _load(record) == self._key(stage)
+        published = all((self.folder / name).exists() for name in stage.publishes)
+        return published and record.exists() and _load(record) == self._key(stage)
 
     def execute(self, stage: Stage, reporter: Reporter) -> bool:
         """Run the stage unless it is fresh; returns whether it ran."""

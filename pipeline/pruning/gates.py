@@ -84,7 +84,7 @@ class GroupGate(nn.Module):
         self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
         self.score = nn.ModuleList()
         for piece in self.producers:
-            filters = _filters(model, piece)
+            filters = filters_of(model, piece)
             fan_in = filters.shape[1]
             layer = nn.Linear(fan_in, 1)
             # all gates start open and inside the live window: s ~ 0.25 + N(0, 0.1), and where
@@ -101,7 +101,7 @@ class GroupGate(nn.Module):
         """(channels,) scores, the mean over the group's producers."""
         total = torch.zeros((), device=next(self.parameters()).device)
         for piece, layer in zip(self.producers, self.score, strict=True):
-            filters = _filters(model, piece)
+            filters = filters_of(model, piece)
             filters = filters.detach() if detach_input else filters
             total = total + layer(_standardised(filters)).squeeze(1)
         return total / len(self.producers)
@@ -234,7 +234,7 @@ def _standardised(filters: Tensor) -> Tensor:
     return (filters - filters.mean(dim=1, keepdim=True)) / spread
 
 
-def _filters(model: nn.Module, piece: Slice) -> Tensor:
+def filters_of(model: nn.Module, piece: Slice) -> Tensor:
     """(channels, rows * m*k*k) weights of the filters that make each channel."""
     weight = model.get_parameter(piece.tensor)
     rows = torch.tensor(piece.rows, device=weight.device)

@@ -44,8 +44,7 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
         onnx_bytes=proto.SerializeToString(),
         groups=groups,
         layers=tuple(
-            Layer(item.tensor, item.positions, walk.shape(item.tensor))
-            for item in walk.layers
+            Layer(item.tensor, item.positions, walk.shape(item.tensor)) for item in walk.layers
         ),
         parameters={name: tuple(item.shape) for name, item in model.named_parameters()},
         input_shape=(n, c, h, w),

@@ -96,15 +96,12 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], np.cumsum(positive / positive.mean())])
 
 
-def uniform_widths(
-    skeleton: Skeleton, predict_ms: Predict, multiple: int, aim_ms: float
-) -> WidthVector:
+def uniform_widths(selector: Selector, aim_ms: float) -> WidthVector:
     """The widest common share of channels that is predicted to fit: the plainest baseline."""
-    groups = skeleton.groups
-    full = groups.full().as_array()
-    floor = groups.floor(multiple).as_array()
+    groups, multiple = selector.skeleton.groups, selector.multiple
+    full, floor = groups.full().as_array(), groups.floor(multiple).as_array()
     for share in np.linspace(1, 0, 201):
         kept = snap(np.maximum(full * share, floor).tolist(), full.tolist(), multiple)
-        if predict_ms(np.array([kept], float))[0] <= aim_ms:
+        if selector.predict_ms(np.array([kept], float))[0] <= aim_ms:
             return WidthVector(groups.names, kept)
     return groups.floor(multiple)

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan, legal_widths
-from pipeline.pruning.gates import FilterGates, Surrogate, gated, masked, widths_of
+from pipeline.pruning.gates import FilterGates, Surrogate, gated, widths_of
+from pipeline.pruning.select import Selector
 from pipeline.training import Top1, Trainer, decayed, sgd, top1
 
 LIVE_STEPS = 100  # `dual_lr` is meant for this many gated steps; longer training steps less
+LIVE_SHARE = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
 RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
@@ -90,7 +92,10 @@ class WGates:
         self._current: Mapping[str, Tensor] = {}
         self._before: NDArray[np.bool_] | None = None
 
-    def train(
+    def solving_epochs(self, epochs: int) -> int:
+        return max(1, round(epochs * LIVE_SHARE))
+
+    def solve(
         self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
     ) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
@@ -133,22 +138,8 @@ class WGates:
             )
         self.refresh()
 
-    def train_masked(self, trainer: Trainer, plan: Plan) -> None:
-        """Train the weights behind the plan's fixed masks; gates no longer move."""
-        self.model.to(trainer.fabric.device)
-        settings = self.settings
-        optimizer = sgd(decayed(self.model, settings.weight_lr, settings.weight_decay))
-
-        def loss(images: Tensor, labels: Tensor) -> Tensor:
-            return nn.functional.cross_entropy(self.model(images), labels)
-
-        with masked(self.model, self.skeleton.groups, plan):
-            trainer.train(
-                self.model,
-                optimizer,
-                loss,
-                evaluate=lambda: top1(self.model, trainer.data, "val", trainer.fabric),
-            )
+    def propose(self, selector: Selector, aim_ms: float) -> Plan:
+        return selector.choose(self.scores(), self.open_widths(), aim_ms)
 
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""

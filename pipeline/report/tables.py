@@ -74,15 +74,14 @@ def _latency_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _prediction_rows(latency: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     predicted = latency.get("predicted") or {}
-    interval = "90 % interval" if "ci90" in predicted else "95 % interval"
-    yield f"predicted latency ms, {interval}", ABSENT, _interval(predicted, "p50", ms)
+    yield "predicted latency ms, 95 % interval", ABSENT, _interval(predicted, "p50", ms)
     ours, measured = predicted.get("p50"), latency["engine"]["p50"]
     error = f"{points(measured / ours - 1)}" if ours else ABSENT
     yield "measured above predicted %", ABSENT, error
 
 
 def _interval(numbers: Mapping[str, Any], key: str, form: Any) -> str:
-    return with_interval(numbers.get(key), numbers.get("ci95") or numbers.get("ci90"), form)
+    return with_interval(numbers.get(key), numbers.get("ci95"), form)
 
 
 def _budget(certificate: Mapping[str, Any]) -> str:

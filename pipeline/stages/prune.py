@@ -1,4 +1,4 @@
-"""prune: W-Gates under the predicted latency, in a closed loop with the real runtime."""
+"""prune: a method under the predicted latency, in a closed loop with the real runtime."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
@@ -22,17 +23,18 @@ from calibration.widths import Plan, WidthVector
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.models.weights import save_weights
 from pipeline.options import Budget, PrepareOptions, PruneOptions
+from pipeline.pruning.gates import masked
+from pipeline.pruning.pruner import make_pruner
 from pipeline.pruning.select import Selector
-from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.pruning.wgates import GateSettings
 from pipeline.run import Context
 from pipeline.stages.calibrate import ANCHOR, DATABASE
 from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of, target_of
-from pipeline.training import Epoch, Recipe, Trainer
+from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd, top1
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
 WASTEFUL = 0.95  # a plan faster than this share of the budget gives accuracy away
-LIVE_SHARE = 2 / 3  # of the gate epochs; afterwards gates only flicker, so masks are fixed
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,17 @@ def execute(context: Context) -> None:
         loop = ClosedLoop(context, limit, stack)
         rounds = loop.run()
         chosen = _best(rounds, limit)
-        history = [*loop.history, *loop.train_masked(chosen.plan)]
+        history = [*loop.history, *loop.train_on_masks(chosen.plan)]
     plan = chosen.plan
     context.write_json("plan.json", plan.to_json())
     loop.lpnet.save(context.partial)
-    save_weights(loop.wgates.trained, context.partial / "gated.safetensors")
+    save_weights(loop.pruner.trained, context.partial / "gated.safetensors")
     full = loop.skeleton.groups.full()
     widths = zip(full.groups, full.kept, plan.widths().kept, strict=True)
     context.write_json(
         "prune.json",
         {
+            "method": options.method,
             "budget": str(limit.budget),
             "budget_ms": limit.budget_ms,
             "aim_ms": limit.p50_ms * (1 - options.margin),
@@ -156,12 +159,16 @@ class ClosedLoop:
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
         engine = stack.enter_context(self.target.load(anchor))
         self.bench = Bench(self.target, Slicer(self.skeleton), engine)
-        self.wgates = WGates(
-            dense_model(context),
+        self.prepare = context.run.options("prepare", PrepareOptions)
+        self.model = dense_model(context)
+        self.pruner = make_pruner(
+            self.options.method,
+            self.model,
             self.skeleton,
-            _settings(self.options, context.run.options("prepare", PrepareOptions)),
+            _settings(self.options, self.prepare),
             multiple=self.target.channel_multiple,
         )
+        self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
 
     def run(self) -> list[Round]:
         rounds: list[Round] = []
@@ -194,36 +201,34 @@ class ClosedLoop:
             bias = found[-1].measured_ms / found[-1].predicted_ms
         return found
 
-    def train_masked(self, plan: Plan) -> list[Epoch]:
-        """The last third of the gate epochs, on fixed masks."""
-        live = self._live_epochs()
-        if self.options.gate_epochs <= live:
-            return []
-        trainer = self._trainer("masked weights", self.options.gate_epochs - live)
-        self.wgates.train_masked(trainer, plan)
-        return trainer.history
-
-    def _live_epochs(self) -> int:
-        return max(1, round(self.options.gate_epochs * LIVE_SHARE))
+    def train_on_masks(self, plan: Plan) -> list[Epoch]:
+        """The method's remaining epochs: weights only, behind the plan's fixed masks."""
+        trainer = self._trainer("masked weights", self.options.gate_epochs - self.solving_epochs)
+        self.model.to(self.fabric.device)
+        with masked(self.model, self.skeleton.groups, plan):
+            return trainer.train(
+                self.model,
+                sgd(decayed(self.model, self.options.weight_lr, self.prepare.weight_decay)),
+                lambda images, labels: cross_entropy(self.model(images), labels),
+                evaluate=lambda: top1(self.model, self.data, "val", self.fabric),
+            )
 
     def _solve(self, number: int, aim_ms: float) -> None:
-        """Gated training; later rounds start where the last one ended and take one epoch."""
+        """Let the method learn; later rounds start where the last one ended and take an epoch."""
         label = "gates" if number == 1 else f"gates round {number}"
-        trainer = self._trainer(label, self._live_epochs() if number == 1 else 1)
-        self.wgates.train(trainer, self.lpnet, aim_ms, ramp=number == 1)
+        trainer = self._trainer(label, self.solving_epochs if number == 1 else 1)
+        self.pruner.solve(trainer, self.lpnet, aim_ms, ramp=number == 1)
         self.history += trainer.history
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
-        prepare = self.context.run.options("prepare", PrepareOptions)
-        recipe = Recipe(
-            label, epochs, prepare.train_batch, prepare.seed, "lower --weight-lr or --gate-lr"
-        )
+        batch, seed = self.prepare.train_batch, self.prepare.seed
+        recipe = Recipe(label, epochs, batch, seed, "lower --weight-lr or --gate-lr")
         reporter = self.context.reporter
         return Trainer(self.fabric, self.data, self.context.partial, reporter, recipe)
 
     def _select(self, aim_ms: float) -> Plan:
         selector = Selector(self.skeleton, self._predict, self.target.channel_multiple)
-        return selector.choose(self.wgates.scores(), self.wgates.open_widths(), aim_ms)
+        return self.pruner.propose(selector, aim_ms)
 
     def _predict(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
         device = self.lpnet.get_buffer("anchor_ms").device

@@ -194,13 +194,16 @@ def _latency(context: Context, judge: Judge, blocks: BlockRun) -> dict[str, Any]
     lpnet = LPNet.open(context.run.folder / "prune", skeleton_of(context.run))
     assert lpnet.held_out is not None
     predicted = context.run.document("prune", "prune.json")["predicted_ms"]
-    half = lpnet.held_out.interval_90
+    half = lpnet.held_out.interval_95
     return {
         "engine": _distribution(blocks, "engine"),
         "dense": _distribution(blocks, "dense"),
         "predicted": {
             "p50": predicted,
-            "ci90": [predicted * math.exp(-half), predicted * math.exp(half)],
+            "p90": None,  # the LPNet predicts medians only
+            "p99": None,
+            "ci95": [predicted * math.exp(-half), predicted * math.exp(half)],
+            "samples": lpnet.held_out.records,
         },
     }
 

@@ -1,0 +1,48 @@
+"""What every benchmark records: versions, machine, and how a result file is written."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from calibration.widths import dump
+from targets import load_target
+from targets.base import TargetOptions
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("wgates", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning-fabric")
+
+
+def environment(target: str = "ort-cpu", threads: int = 1) -> dict[str, Any]:
+    """Versions, the target's fingerprint and the commit that the numbers come from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": load_target(target, TargetOptions(threads=threads)).fingerprint().to_json(),
+    }
+
+
+def write_result(name: str, document: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
+    path.write_text(dump(document), encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def pipeline(*arguments: str) -> None:
+    """Run the console command; its exit codes 1 and 3 for a verdict do not stop a study."""
+    script = Path(sys.executable).with_name("pipeline")
+    print("$ pipeline", " ".join(arguments), flush=True)
+    done = subprocess.run([script, *arguments], check=False)
+    if done.returncode not in (0, 1, 3):
+        raise SystemExit(done.returncode)

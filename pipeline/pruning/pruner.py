@@ -1,0 +1,49 @@
+"""`Pruner`: what the closed loop asks of a pruning method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from torch import nn
+
+from calibration.lpnet import LPNet
+from calibration.skeleton import Skeleton
+from calibration.widths import Plan
+from pipeline.pruning.magnitude import L1Norm, UniformWidth
+from pipeline.pruning.select import Selector
+from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.training import Trainer
+
+Method = Literal["wgates", "l1", "uniform"]
+
+
+class Pruner(Protocol):
+    """One method on one dense model; it may train the model while it decides."""
+
+    trained: (
+        nn.ModuleDict
+    )  # everything that changes, for the checkpoint; the model is `model` in it
+
+    def solving_epochs(self, epochs: int) -> int:
+        """How many of the method's epochs it needs to decide; the rest train on fixed masks."""
+
+    def solve(
+        self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
+    ) -> None:
+        """Learn under the predictor for the trainer's epochs; `ramp` on the first time."""
+
+    def propose(self, selector: Selector, aim_ms: float) -> Plan:
+        """The plan for a latency that the selector's predictor says fits `aim_ms`."""
+
+
+def make_pruner(
+    method: Method, model: nn.Module, skeleton: Skeleton, settings: GateSettings, *, multiple: int
+) -> Pruner:
+    """The method by name, on a dense model of its own."""
+    makers: dict[str, Callable[[], Pruner]] = {
+        "wgates": lambda: WGates(model, skeleton, settings, multiple=multiple),
+        "l1": lambda: L1Norm(model, skeleton),
+        "uniform": lambda: UniformWidth(model, skeleton),
+    }
+    return makers[method]()
