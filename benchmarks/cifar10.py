@@ -33,6 +33,7 @@ def main() -> None:
         *("--weights", str(options.weights), "--train-limit", str(options.limit)),
         *("--dense-epochs", str(options.adapt_epochs), "--dense-lr", "0.02"),
         *("--seed", str(options.seed), "--train-batch", "128"),
+        *("--train-precision", options.train_precision),
         *("--target", "ort-cpu", "--threads", "1", "--budget", options.budget),
         *("--gate-epochs", str(options.gate_epochs)),
         *("--finetune-epochs", str(options.finetune_epochs)),
@@ -59,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--adapt-epochs", type=int, default=3)
     parser.add_argument("--gate-epochs", type=int, default=4)
     parser.add_argument("--finetune-epochs", type=int, default=6)
+    parser.add_argument("--train-precision", default="bf16-mixed")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -74,6 +76,7 @@ def _dense_arm(options: argparse.Namespace, start: Path) -> Path:
         *("--weights", str(start / "prepare" / "dense.safetensors")),
         *("--train-limit", str(options.limit), "--dense-epochs", str(epochs)),
         *("--dense-lr", "0.05", "--seed", str(options.seed), "--train-batch", "128"),
+        *("--train-precision", options.train_precision),
     )
     return folder
 
@@ -119,7 +122,10 @@ def _result(options: argparse.Namespace, folders: dict[str, Path], dense: Path) 
     return {"protocol": protocol, "environment": environment(), "arms": arms}
 
 
-PROTOCOL = ("budget", "limit", "adapt_epochs", "gate_epochs", "finetune_epochs", "seed")
+PROTOCOL = (
+    *("budget", "limit", "adapt_epochs", "gate_epochs", "finetune_epochs"),
+    *("train_precision", "seed"),
+)
 
 
 def _load(folder: Path, file: str) -> Any:

@@ -1,0 +1,112 @@
+"""Writes the README's tables from the committed result files; `--check` only compares."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import summary_rows
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    new = render(text)
+    if "--check" in sys.argv:
+        print("README.md agrees with the results" if new == text else "README.md is stale")
+        return int(new != text)
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+def render(text: str) -> str:
+    """The README with the parts between its markers made anew."""
+    for name, file, table in (
+        ("demo", "demo.json", _demo),
+        ("cifar10", "cifar10-resnet20.json", _cifar10),
+    ):
+        body = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+        pattern = re.compile(rf"(<!-- {name}: [^>]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda found, body=body: f"{found[1]}{body}{found[2]}", text)
+    return text
+
+
+def _demo(result: dict[str, Any]) -> str:
+    first = result["runs"][0]
+    rows = summary_rows(first["certificate"])
+    lines = ["| | dense | pruned |", "|---|---|---|"]
+    lines += [f"| {label} | {dense} | {pruned} |" for label, dense, pruned in rows]
+    held, machine = first["held_out"], result["environment"]["machine"]
+    seconds = ", ".join(f"{run['seconds']:.0f}" for run in result["runs"])
+    verdicts = ", ".join(result["verdicts"])
+    lines += [
+        "",
+        f"Seed 0 on {machine['device']}, {machine['runtime']}, one thread. Over seeds "
+        f"{', '.join(str(run['seed']) for run in result['runs'])}: verdicts {verdicts}; top-1 "
+        f"{_tops(result)} %; {seconds} s in all; largest process "
+        f"{result['peak_process_bytes'] / 2**30:.1f} GiB. LPNet's held-out error: "
+        f"{held['mean']:.1%} mean, {held['within_5']:.0%} of {held['records']} networks within "
+        "5 %. "
+        "The machine is small and shared: read ratios, not milliseconds.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _tops(result: dict[str, Any]) -> str:
+    pairs = []
+    for run in result["runs"]:
+        accuracy = run["certificate"]["accuracy"]
+        pairs.append(
+            f"{100 * accuracy['dense']['top1']:.1f} -> {100 * accuracy['engine']['top1']:.1f}"
+        )
+    return ", ".join(pairs)
+
+
+def _cifar10(result: dict[str, Any]) -> str:
+    protocol, arms = result["protocol"], result["arms"]
+    total = int(protocol["gate_epochs"]) + int(protocol["finetune_epochs"])
+    lines = [
+        f"ResNet-20 (padding shortcuts) on CIFAR-10 as JPEG, budget {protocol['budget']}, one "
+        f"thread. {int(protocol['limit']):,} training images, {protocol['adapt_epochs']} epochs to "
+        f"adapt the given weights, then {total} epochs for each arm, same images and order; seed "
+        f"{protocol['seed']}; selected on validation (images that the given weights have seen).",
+        "",
+        "| | test top-1 % (95 %) | latency, x of dense (95 %) | parameters | MACs |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("dense, same training", "wgates", "l1", "uniform"):
+        lines.append(_arm_row(name, arms[name]))
+    return "\n".join([*lines, "", *_remark(arms), ""])
+
+
+def _arm_row(name: str, arm: dict[str, Any]) -> str:
+    test = arm["test"]
+    top1 = f"{100 * test['top1']:.2f}"
+    if "ci95" in test:
+        top1 += f" ({100 * test['ci95'][0]:.2f} to {100 * test['ci95'][1]:.2f})"
+    if "ratio_to_dense" not in arm:
+        return f"| {name} | {top1} | 1 | | |"
+    low, high = arm["ratio_ci95"]
+    ratio = f"{arm['ratio_to_dense']:.3f} ({low:.3f} to {high:.3f})"
+    return f"| {name} | {top1} | {ratio} | {arm['params']:,} | {arm['macs']:,} |"
+
+
+def _remark(arms: dict[str, Any]) -> list[str]:
+    best = max(("l1", "uniform"), key=lambda arm: arms[arm]["test"]["top1"])
+    lead = 100 * (arms["wgates"]["test"]["top1"] - arms[best]["test"]["top1"])
+    side = "ahead of" if lead > 0 else "behind"
+    return [
+        f"One seed: W-Gates is {abs(lead):.2f} points {side} the better baseline ({best}); "
+        "the intervals are of 10 000 test images, not of seeds."
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
