@@ -107,12 +107,15 @@ class LPNet(nn.Module):
     def rounding(self, outputs: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """What rounding up to the block adds; without gradient, hence straight-through."""
 
-        def lift(sizes: Tensor) -> Tensor:
-            # one input a filter (depthwise) and the image's own channels are not blocked
+        def lift(sizes: Tensor, full: Tensor) -> Tensor:
             up = torch.ceil(sizes / self.block) * self.block - sizes
-            return torch.where(sizes <= 4, torch.zeros_like(up), up).detach()
+            # one input a filter (depthwise) and the image's own channels are not blocked
+            return torch.where(full <= 4, torch.zeros_like(up), up).detach()
 
-        return lift(outputs), lift(inputs)
+        return (
+            lift(outputs, self.get_buffer("out_full")),
+            lift(inputs, self.get_buffer("in_full")),
+        )
 
     def forward(self, kept: Tensor, offsets: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
-from pipeline.options import Budget
+from pipeline.options import Budget, complaint
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
@@ -42,8 +42,8 @@ def main() -> None:
     """
 
 
-def _flag(item: Field[Any], kind: Any) -> Callable[[Any], Any]:
-    """A click option for one field: its name, type, default and help."""
+def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
+    """A click option for one field: its name, type, default, bounds and help."""
     inner = [part for part in typing.get_args(kind) if part is not NoneType]
     if typing.get_origin(kind) is typing.Literal:
         click_type: Any = click.Choice(typing.get_args(kind))
@@ -55,11 +55,18 @@ def _flag(item: Field[Any], kind: Any) -> Callable[[Any], Any]:
         click_type = click.Path(path_type=Path)
     name = item.name.replace("_", "-")
     default = "unset" if item.default is None else item.default
+
+    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value is not None and (reason := complaint(options, item.name, value)):
+            raise click.BadParameter(f"{value} will not do: {reason}.", ctx, param)
+        return value
+
     return click.option(
         f"--{name}/--no-{name}" if click_type is bool else f"--{name}",
         item.name,
         type=None if click_type is bool else click_type,
         default=None,
+        callback=check,
         help=f"{item.metadata['help']}  [default: {default}]",
     )
 
@@ -69,7 +76,7 @@ def _with_options(stages: Sequence[Stage]) -> Callable[[Callable[..., Any]], Cal
         for stage in reversed(stages):
             kinds = typing.get_type_hints(stage.options)
             for item in reversed(fields(stage.options)):
-                command = _flag(item, kinds[item.name])(command)
+                command = _flag(stage.options, item, kinds[item.name])(command)
         return command
 
     return decorate

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, Self
 
 Percentile = Literal["p50", "p90", "p99"]
 
 
-def option(default: Any, text: str) -> Any:
-    """A field whose help text the command line shows."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, **bounds: float) -> Any:
+    """A field with its help text; `bounds` are `least`, `most`, `above` and `below`."""
+    unknown = bounds.keys() - _BOUNDS
+    assert not unknown, unknown
+    return field(default=default, metadata={"help": text, "bounds": bounds})
+
+
+_BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
+    "least": (lambda value, bound: value >= bound, "at least"),
+    "most": (lambda value, bound: value <= bound, "at most"),
+    "above": (lambda value, bound: value > bound, "greater than"),
+    "below": (lambda value, bound: value < bound, "less than"),
+}
+
+_TAKEN: Mapping[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+    Path: ((str, Path), "a path"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,42 @@ class Budget:
         return self.value * dense_ms if self.unit == "x" else self.value
 
     def __str__(self) -> str:
-        return f"{self.value:g}{self.unit}"
+        # what `parse` reads: all digits, no exponent
+        return f"{Decimal(repr(self.value)).normalize():f}{self.unit}"
+
+
+def complaint(options: type, name: str, value: Any) -> str | None:
+    """Why `value` may not be the option `name`, in words; None when it may.
+
+    Flags and TOML files are both held to this.
+    """
+    kind: Any = typing.get_type_hints(options)[name]
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        return None if value in choices else f"it is one of {', '.join(choices)}"
+    plain: Any = next((part for part in typing.get_args(kind) if part is not NoneType), kind)
+    taken, words = _TAKEN[plain]
+    # Python's True is an int, TOML's is not
+    if not isinstance(value, taken) or (isinstance(value, bool) and plain is not bool):
+        return f"it is {words}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "it is a finite number"
+    if name == "budget":
+        return _no_budget(value)
+    item = next(item for item in fields(options) if item.name == name)
+    for bound, limit in item.metadata.get("bounds", {}).items():
+        holds, said = _BOUNDS[bound]
+        if not holds(value, limit):
+            return f"it is {said} {limit:g}"
+    return None
+
+
+def _no_budget(text: str) -> str | None:
+    try:
+        Budget.parse(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True)
@@ -55,22 +113,24 @@ class PrepareOptions:
     )
     weights: Path | None = option(None, "dense weights: .safetensors, or a state dict")
     data: str = option("digits", "digits, imagefolder:DIR, cifar10:DIR or file.py:factory")
-    image_size: int | None = option(None, "resize images to this many pixels square")
-    train_limit: int | None = option(None, "use only this many training images")
-    dense_epochs: int | None = option(None, "epochs of dense training (16 without weights, else 0)")
-    dense_lr: float = option(0.1, "peak learning rate of dense training")
-    train_batch: int = option(64, "images per training step, in every training stage")
-    weight_decay: float = option(5e-4, "weight decay, in every training stage")
+    image_size: int | None = option(None, "resize images to this many pixels square", least=1)
+    train_limit: int | None = option(None, "use only this many training images", least=1)
+    dense_epochs: int | None = option(
+        None, "epochs of dense training (16 without weights, else 0)", least=0
+    )
+    dense_lr: float = option(0.1, "peak learning rate of dense training", least=0)
+    train_batch: int = option(64, "images per training step, in every training stage", least=2)
+    weight_decay: float = option(5e-4, "weight decay, in every training stage", least=0)
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
-    seed: int = option(0, "seed of splits, order, initialisation and sampling")
+    seed: int = option(0, "seed of splits, order, initialisation and sampling", least=0, most=2**32)
 
 
 @dataclass(frozen=True)
 class TraceOptions:
     """Channel groups and the dense skeleton."""
 
-    batch: int = option(1, "images per call of the engine")
+    batch: int = option(1, "images per call of the engine", least=1)
     residual: Literal["tied", "inner"] = option("tied", "narrow residual streams too, or not")
 
 
@@ -79,9 +139,13 @@ class CalibrateOptions:
     """Ground-truth latencies of sampled widths, and the LPNet fitted on them."""
 
     target: str = option("ort-cpu", "runtime and precision; see: pipeline targets")
-    threads: int = option(1, "threads of the engine; 0: as many as the affinity mask allows")
-    samples: int = option(200, "width vectors to measure")
-    sample_precision: float = option(0.01, "wished half 95 % interval of one latency ratio")
+    threads: int = option(
+        1, "threads of the engine; 0: as many as the affinity mask allows", least=0
+    )
+    samples: int = option(200, "width vectors to measure", least=1)
+    sample_precision: float = option(
+        0.01, "wished half 95 % interval of one latency ratio", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -91,46 +155,54 @@ class PruneOptions:
     budget: str = option("0.6x", "latency budget: 4.0ms, or 0.6x of the dense engine")
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
     method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
-    gate_epochs: int = option(12, "epochs of gated training")
-    gate_lr: float = option(0.001, "learning rate of the gates")
-    weight_lr: float = option(0.02, "peak learning rate of the weights during gated training")
-    dual_lr: float = option(2.0, "step of dual ascent on the latency constraint")
+    gate_epochs: int = option(12, "epochs of gated training", least=0)
+    gate_lr: float = option(0.1, "learning rate of the gates", least=0)
+    weight_lr: float = option(
+        0.02, "peak learning rate of the weights during gated training", least=0
+    )
+    dual_lr: float = option(0.1, "step of dual ascent on the latency constraint", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
     detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
-    margin: float = option(0.02, "aim this share below the budget")
-    rounds: int = option(3, "solve, build and measure at most this often")
+    margin: float = option(0.02, "aim this share below the budget", least=0, below=1)
+    rounds: int = option(3, "solve, build and measure at most this often", least=1)
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
     """Accuracy recovered on the physically smaller network."""
 
-    finetune_epochs: int = option(30, "epochs of fine-tuning")
-    finetune_lr: float = option(0.05, "peak learning rate of fine-tuning")
-    distill: float = option(0.5, "weight of distillation from the dense network, 0 to 1")
+    finetune_epochs: int = option(30, "epochs of fine-tuning", least=0)
+    finetune_lr: float = option(0.05, "peak learning rate of fine-tuning", least=0)
+    distill: float = option(
+        0.5, "weight of distillation from the dense network, 0 to 1", least=0, most=1
+    )
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """The compact model as one static ONNX graph."""
 
-    parity_tolerance: float = option(1e-4, "largest |torch - ONNX| over the largest |logit|")
+    parity_tolerance: float = option(
+        1e-4, "largest |torch - ONNX| over the largest |logit|", least=0
+    )
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """The engine."""
 
-    builds: int = option(3, "how often to build, to see the spread between builds")
+    builds: int = option(3, "how often to build, to see the spread between builds", least=1)
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
     """Parity, accuracy and latency of the built engine."""
 
-    processes: int = option(12, "most fresh processes to measure in")
-    block_seconds: float = option(0.3, "seconds of one timed block")
-    engine_tolerance: float = option(1e-3, "largest |torch - engine| over the largest |logit|")
+    processes: int = option(12, "most fresh processes to measure in", least=1)
+    block_seconds: float = option(0.3, "seconds of one timed block", above=0)
+    engine_tolerance: float = option(
+        1e-3, "largest |torch - engine| over the largest |logit|", least=0
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib
 import json
 import os
@@ -18,6 +17,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 from calibration.widths import dump
 from pipeline.errors import DeployError, MissingInputError
+from pipeline.files import digest, digests, disk_faults_told, replace_folder, write_atomically
+from pipeline.options import complaint
 
 RECORD = "stage.json"
 OptionsT = TypeVar("OptionsT")
@@ -71,7 +72,8 @@ class Run:
         for name, stage in self.stages.items():
             wanted = {f.name: flags[f.name] for f in fields(stage.options) if f.name in flags}
             self._options[name] = stage.options(**{**asdict(self._options[name]), **wanted})
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with disk_faults_told(f"cannot use the run folder {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(known, _to_toml(self._options).encode())
 
     def _merge(self, document: Mapping[str, Any], source: str) -> None:
@@ -86,6 +88,12 @@ class Run:
                     f"{source}: [{section}] has no option {unknown[0]!r}",
                     fix=f"it has: {', '.join(known)}",
                 )
+            for key, value in values.items():
+                if reason := complaint(self.stages[section].options, key, value):
+                    raise DeployError(
+                        f"{source}: [{section}] {key} = {value!r} will not do: {reason}",
+                        fix=f"{key}: {known[key].metadata['help']}",
+                    )
             typed = {k: Path(v) if "Path" in str(known[k].type) else v for k, v in values.items()}
             self._options[section] = self.stages[section].options(
                 **{**asdict(self._options[section]), **typed}
@@ -94,8 +102,10 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process a run folder; a second is refused with the holder's pid."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a+") as file:
+        with disk_faults_told(f"cannot use the run folder {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("a+")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -116,7 +126,8 @@ class Run:
         path = self.folder / stage / file
         if not path.exists():
             raise MissingInputError(
-                f"{self.folder.name} has no {stage}/{file} yet", fix=f"run: pipeline {stage} RUN"
+                f"{self.folder} has no {stage}/{file} yet",
+                fix=f"run: pipeline {stage} {self.folder}",
             )
         return path
 
@@ -135,7 +146,7 @@ class Run:
         """Whether the stage was finished with these options and these inputs."""
         record = self.folder / stage.name / RECORD
         published = all((self.folder / name).exists() for name in stage.publishes)
-        return published and record.exists() and _load(record) == self._key(stage)
+        return published and self._still_holds(record, stage)
 
     def execute(self, stage: Stage, reporter: Reporter) -> bool:
         """Run the stage unless it is fresh; returns whether it ran."""
@@ -144,40 +155,56 @@ class Run:
             return False
         for need in stage.needs:
             self.read(need, RECORD)
-        partial = self._open_partial(stage)
-        self.event("stage started", stage=stage.name)
-        stage.execute(Context(self, stage, partial, reporter))
-        final = self.folder / stage.name
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for name in stage.publishes:  # what the layout wants beside the stages' folders
-            published = self.folder / name
-            if published.exists():
-                shutil.rmtree(published)
-            (final / name).rename(published)
-        self.event("stage finished", stage=stage.name)
+        with disk_faults_told(f"{stage.name} stopped", self._partial(stage)):
+            partial = self._open_partial(stage)
+            self.event("stage started", stage=stage.name)
+            stage.execute(Context(self, stage, partial, reporter))
+            self._finish(stage, partial)
+            self.event("stage finished", stage=stage.name)
         return True
+
+    def _finish(self, stage: Stage, partial: Path) -> None:
+        """Give everything its final name; the record comes last, so a kill only repeats this."""
+        record = {**self._key(stage), "wrote": digests(partial, without=RECORD)}
+        write_atomically(partial / RECORD, dump(record).encode())
+        for name in stage.publishes:  # what the layout wants beside the stages' folders
+            replace_folder(partial / name, self.folder / name)
+        replace_folder(partial, self.folder / stage.name)
+
+    def _partial(self, stage: Stage) -> Path:
+        return self.folder / f"{stage.name}.partial"
 
     def _open_partial(self, stage: Stage) -> Path:
         """The stage's working folder; what a killed run left there is used if it still applies."""
-        partial = self.folder / f"{stage.name}.partial"
+        partial = self._partial(stage)
         key = self._key(stage)
-        if partial.exists() and _load(partial / RECORD) != key:
+        if partial.exists() and not self._still_holds(partial / RECORD, stage):
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         write_atomically(partial / RECORD, dump(key).encode())
         return partial
 
+    def _still_holds(self, record: Path, stage: Stage) -> bool:
+        """Whether a record's options and inputs are those of today."""
+        found, key = _load(record), self._key(stage)
+        if not isinstance(found, dict):
+            return False
+        # a file that is gone, as on another machine, has not changed
+        key["files"] = {**found.get("files", {}), **key["files"]}
+        return {name: value for name, value in found.items() if name != "wrote"} == key
+
     def _key(self, stage: Stage) -> dict[str, Any]:
-        """What the stage's result depends on: its options and the records of what it reads."""
+        """What the stage's result depends on: its options, the files that they name, and the
+        records of what it reads, which hold the digests of all that was written there."""
         needs = {
-            need: hashlib.sha256((self.folder / need / RECORD).read_bytes()).hexdigest()
+            need: digest(self.folder / need / RECORD)
             for need in stage.needs
             if (self.folder / need / RECORD).exists()
         }
         options = {k: _plain(v) for k, v in asdict(self._options[stage.name]).items()}
-        return {"stage": stage.name, "options": options, "needs": needs}
+        named = {k: _file_in(v) for k, v in asdict(self._options[stage.name]).items()}
+        files = {k: digest(path) for k, path in named.items() if path is not None}
+        return {"stage": stage.name, "options": options, "files": files, "needs": needs}
 
 
 @dataclass(frozen=True)
@@ -196,17 +223,11 @@ class Context:
         write_atomically(self.partial / file, dump(document).encode())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename: nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DeployError(
-            f"cannot write {path.name}: {error.strerror}", fix="free the disk and run it again"
-        ) from error
+def _file_in(value: Any) -> Path | None:
+    """The file that an option names, as a path or as `file.py:factory`; None if there is none."""
+    if isinstance(value, str) and ".py:" in value:
+        value = Path(value.rpartition(":")[0])
+    return value if isinstance(value, Path) and value.is_file() else None
 
 
 def _load(path: Path) -> Any:
@@ -224,7 +245,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DeployError(f"{path} is not readable TOML: {error}") from error
+        raise DeployError(
+            f"{path} is not readable TOML: {error}", fix="correct the file"
+        ) from error
 
 
 def _to_toml(options: Mapping[str, Any]) -> str:
@@ -233,5 +256,6 @@ def _to_toml(options: Mapping[str, Any]) -> str:
         lines.append(f"\n[{section}]")
         for key, value in asdict(values).items():
             if value is not None:
-                lines.append(f"{key} = {json.dumps(_plain(value))}")
+                # TOML has no surrogate pairs, so characters stay as they are
+                lines.append(f"{key} = {json.dumps(_plain(value), ensure_ascii=False)}")
     return "\n".join(lines) + "\n"

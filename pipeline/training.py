@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -18,8 +19,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.data.base import ImageData, Split
-from pipeline.errors import TrainingError
-from pipeline.run import Reporter, write_atomically
+from pipeline.errors import DeployError, TrainingError
+from pipeline.files import write_atomically
+from pipeline.run import Reporter
 
 WARMUP_SHARE = 0.1
 EVALUATION_BATCH = 256
@@ -62,8 +64,17 @@ class Recipe:
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """Device and precision by lightning-fabric; one device."""
-    return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
+    """Device and precision by lightning-fabric; one device. DeployError if that cannot be had."""
+    try:
+        with warnings.catch_warnings():
+            # fabric would replace the precision and only warn
+            warnings.filterwarnings("error", message=".*is not supported on CPU")
+            return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, UserWarning) as error:
+        raise DeployError(
+            f"cannot train on {device!r} in precision {precision!r}: {error}",
+            fix="use --device auto or cpu, and --train-precision 32-true or bf16-mixed",
+        ) from error
 
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.SGD:
@@ -132,6 +143,7 @@ class Trainer:
             trained.train()
             torch.manual_seed(self.recipe.seed * 100_003 + number)
             mean_loss = self._epoch(number, optimizer, loss, on_step)
+            self._require_finite(trained, number)
             top1 = evaluate().top1
             seconds = time.perf_counter() - started
             self.history.append(Epoch(number + 1, mean_loss, top1, seconds, dict(self.state)))
@@ -158,17 +170,25 @@ class Trainer:
                 value = loss(images.to(self.fabric.device), labels.to(self.fabric.device))
             current = float(value.detach())
             if not math.isfinite(current):
-                raise TrainingError(
-                    f"{self.recipe.label}: the loss became {current} in epoch {number + 1}, step "
-                    f"{steps + 1}; the checkpoint of epoch {number} is kept",
-                    fix=self.recipe.fix,
-                )
+                raise self._diverged(f"the loss became {current} in step {steps + 1}", number)
             optimizer.zero_grad()
             self.fabric.backward(value)
             optimizer.step()
             on_step()
             total, steps = total + current, steps + 1
         return total / max(steps, 1)
+
+    def _require_finite(self, trained: nn.Module, number: int) -> None:
+        """The last step of an epoch has no loss after it that would show its harm."""
+        for name, value in trained.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise self._diverged(f"{name} became NaN or infinite at the end", number)
+
+    def _diverged(self, what: str, number: int) -> TrainingError:
+        kept = f"the checkpoint of epoch {number} is kept" if number else "there is no checkpoint"
+        return TrainingError(
+            f"{self.recipe.label}: {what} of epoch {number + 1}; {kept}", fix=self.recipe.fix
+        )
 
     # checkpoints: safetensors and JSON, never pickle
 
@@ -191,13 +211,9 @@ class Trainer:
         write_atomically(self._file, save(fresh, {"training": json.dumps(document)}))
 
     def _resume(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if not self._file.exists():
+        document, tensors = self._read_checkpoint()
+        if document is None:
             return
-        with safetensors.safe_open(self._file, "pt") as file:
-            document = json.loads(file.metadata()["training"])
-        if document["recipe"] != asdict(self.recipe):
-            return
-        tensors = load(self._file.read_bytes())
         own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
         trained.load_state_dict(own)
         slots: dict[int, dict[str, Tensor]] = {}
@@ -211,6 +227,21 @@ class Trainer:
         self.history = [Epoch(**epoch) for epoch in document["history"]]
         self.state = document["state"]
         self.reporter.say(f"{self.recipe.label}: resumed after epoch {len(self.history)}")
+
+    def _read_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """History, state and tensors; None if there is no checkpoint of this recipe."""
+        if not self._file.exists():
+            return None, {}
+        try:
+            with safetensors.safe_open(self._file, "pt") as file:
+                document = json.loads(file.metadata()["training"])
+            tensors = load(self._file.read_bytes())
+        except safetensors.SafetensorError as damage:  # after a power cut files can be empty
+            self.reporter.say(
+                f"{self.recipe.label}: starts anew, its checkpoint is damaged: {damage}"
+            )
+            return None, {}
+        return (document if document["recipe"] == asdict(self.recipe) else None), tensors
 
 
 class BestByValidation:

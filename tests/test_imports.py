@@ -121,7 +121,7 @@ def test_calibration_imports_without_torch_except_lpnet() -> None:
     assert set(failed_imports(TORCH, modules)) == {"calibration.lpnet"}
 
 
-@pytest.mark.parametrize("command", ["--help", "check --help", "targets"])
+@pytest.mark.parametrize("command", ["--help", "run --help", "targets"])
 def test_command_starts_without_torch_installed(command: str) -> None:
     output = run_without(TORCH, CALL_COMMAND, *command.split())
     printed, _, imported = output.rpartition("imported:")
@@ -133,7 +133,7 @@ def test_command_starts_without_torch_installed(command: str) -> None:
     ("command", "unwanted"),
     [
         ("--help", {"torch", "onnxruntime", "plotly", "scipy"}),
-        ("check --help", {"torch", "onnxruntime", "plotly", "scipy"}),
+        ("run --help", {"torch", "onnxruntime", "plotly", "scipy"}),
         ("targets", {"torch", "plotly"}),
     ],
 )

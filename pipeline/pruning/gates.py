@@ -21,6 +21,8 @@ from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 
 Surrogate = Literal["poly", "tanh", "ste"]
 
+START_LOW, START_HIGH = 0.05, 0.40  # of the first scores: open, and inside the live window
+
 
 class BinaryGate(torch.autograd.Function):
     """Forward 1[s >= 0]; backward the slope of a continuous surrogate.
@@ -83,24 +85,18 @@ class GroupGate(nn.Module):
         self.channels, self.floor, self.surrogate = group.channels, floor, surrogate
         self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
         self.score = nn.ModuleList()
+        wanted = _initial_scores([filters_of(model, piece) for piece in self.producers])
         for piece in self.producers:
-            filters = filters_of(model, piece)
-            fan_in = filters.shape[1]
-            layer = nn.Linear(fan_in, 1)
-            # all gates start open and inside the live window: s ~ 0.25 + N(0, 0.1), and where
-            # so many are drawn that one would start closed, the draw is scaled to just not
-            nn.init.normal_(layer.weight, std=0.1 / fan_in**0.5)
-            nn.init.zeros_(layer.bias)
-            with torch.no_grad():
-                reach = layer(_standardised(filters).cpu()).abs().max()
-                layer.weight.mul_(0.24 / reach.clamp_min(0.24))
-            nn.init.constant_(layer.bias, 0.25)
-            self.score.append(layer)
+            self.score.append(_fitted(_standardised(filters_of(model, piece)), wanted))
+
+    def layers(self) -> list[nn.Linear]:
+        """The fully connected layer of each producer."""
+        return list(cast("Iterable[nn.Linear]", self.score))
 
     def scores(self, model: nn.Module, *, detach_input: bool = False) -> Tensor:
         """(channels,) scores, the mean over the group's producers."""
         total = torch.zeros((), device=next(self.parameters()).device)
-        for piece, layer in zip(self.producers, self.score, strict=True):
+        for piece, layer in zip(self.producers, self.layers(), strict=True):
             filters = filters_of(model, piece)
             filters = filters.detach() if detach_input else filters
             total = total + layer(_standardised(filters)).squeeze(1)
@@ -141,8 +137,12 @@ class FilterGates(nn.Module):
             name: gate.scores(model, detach_input=self.detach_input) for name, gate in self._named()
         }
 
+    def each(self) -> list[GroupGate]:
+        """The gates, in group order."""
+        return list(cast("Iterable[GroupGate]", self.gate))
+
     def _named(self) -> list[tuple[str, GroupGate]]:
-        return list(zip(self.names, cast("Iterable[GroupGate]", self.gate), strict=True))
+        return list(zip(self.names, self.each(), strict=True))
 
     def forward(self, model: nn.Module) -> dict[str, Tensor]:
         """Group name -> (channels,) gates."""
@@ -229,9 +229,41 @@ def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
 
 
 def _standardised(filters: Tensor) -> Tensor:
-    """Rows to mean 0 and spread 1, so that weight decay on a filter does not move its score."""
-    spread = filters.std(dim=1, keepdim=True, correction=0).clamp_min(1e-8)
-    return (filters - filters.mean(dim=1, keepdim=True)) / spread
+    """Rows to mean 0 and norm 1.
+
+    Weight decay on a filter then does not move its score, and a step of the gate layer moves a
+    score equally far whatever the fan-in: with spread 1 instead, a 3x3x64 filter's score moves 576
+    times as far as its bias does, and gates close by noise alone.
+    """
+    centred = filters - filters.mean(dim=1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+def _initial_scores(banks: list[Tensor]) -> Tensor:
+    """(channels,) scores to start from: all open, spread evenly, in the order of filter norms.
+
+    Spread, so that a rising price closes gates one by one and not a group at once; by norm (the
+    mean over the group's producers), so that learning starts from a sensible order.
+    """
+    norms = torch.stack([bank.detach().abs().mean(1) for bank in banks]).mean(0).cpu()
+    ranks = norms.argsort().argsort().float()
+    wanted: Tensor = START_LOW + (START_HIGH - START_LOW) * ranks / max(len(norms) - 1, 1)
+    return wanted
+
+
+def _fitted(rows: Tensor, wanted: Tensor) -> nn.Linear:
+    """A layer whose scores on the standardised rows are as near to `wanted` as it can (ridge)."""
+    rows = rows.detach().cpu()
+    layer = nn.Linear(rows.shape[1], 1)
+    middle = float(wanted.mean())
+    gram = rows @ rows.T + 1e-3 * torch.eye(len(rows))
+    with torch.no_grad():
+        layer.weight.copy_((rows.T @ torch.linalg.solve(gram, wanted - middle)).unsqueeze(0))
+        layer.bias.fill_(middle)
+        # more filters than weights a filter: the fit is not exact, yet every gate starts open
+        lowest = float((layer(rows) - middle).min())
+        layer.weight.mul_(min(1.0, (middle - 1e-3) / max(-lowest, 1e-12)))
+    return layer
 
 
 def filters_of(model: nn.Module, piece: Slice) -> Tensor:

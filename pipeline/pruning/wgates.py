@@ -22,8 +22,11 @@ from pipeline.pruning.gates import FilterGates, Surrogate, gated, widths_of
 from pipeline.pruning.select import Selector
 from pipeline.training import Top1, Trainer, decayed, sgd, top1
 
-LIVE_STEPS = 100  # `dual_lr` is meant for this many gated steps; longer training steps less
+# `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: the gates then
+# take the same path over the training, however long it is, with less noise on the way
+LIVE_STEPS = 100
 LIVE_SHARE = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
+FIRST_MULTIPLIER = 2.0  # from zero it would wind up while the first gates are still on their way
 RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
@@ -36,7 +39,7 @@ class LatencyConstraint:
 
     def __init__(self, predictor: LPNet, aim_ms: float, dual_step: float) -> None:
         self.predictor, self.aim_ms, self.dual_step = predictor, aim_ms, dual_step
-        self.multiplier = 0.0
+        self.multiplier = FIRST_MULTIPLIER
         self.predicted_ms = float("nan")
 
     def loss(self, widths: Tensor) -> Tensor:
@@ -102,10 +105,9 @@ class WGates:
 
         With `ramp` the aim falls from the dense latency to `aim_ms` over the first steps.
         """
-        settings, total = self.settings, trainer.recipe.epochs * trainer.steps_per_epoch
-        constraint = LatencyConstraint(
-            predictor, aim_ms, settings.dual_lr * min(1.0, LIVE_STEPS / max(total, 1))
-        )
+        total = trainer.recipe.epochs * trainer.steps_per_epoch
+        pace = min(1.0, LIVE_STEPS / max(total, 1))
+        constraint = LatencyConstraint(predictor, aim_ms, self.settings.dual_lr * pace)
         start_ms = predictor.predict_one_ms(self.skeleton.groups.full())
         self.trained.to(trainer.fabric.device)
         predictor.to(trainer.fabric.device)
@@ -131,7 +133,7 @@ class WGates:
         with self.in_place():
             trainer.train(
                 self.trained,
-                self._optimizer(),
+                self._optimizer(pace),
                 loss,
                 evaluate=evaluate,
                 on_step=on_step,
@@ -173,12 +175,21 @@ class WGates:
             "flicker": flicker,
         }
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        settings = self.settings
-        gate_group = {
-            "params": list(self.gates.parameters()),
-            "lr": settings.gate_lr,
-            "weight_decay": 0.0,  # decay would pull every score towards the threshold
-            "scheduled": False,
-        }
-        return sgd([*decayed(self.model, settings.weight_lr, settings.weight_decay), gate_group])
+    def _optimizer(self, pace: float) -> torch.optim.Optimizer:
+        settings, gate_lr = self.settings, self.settings.gate_lr * pace
+        # no weight decay: it would pull every score towards the threshold
+        steady = {"weight_decay": 0.0, "scheduled": False}
+        weights, biases = [], []
+        for gate in self.gates.each():
+            weights += [layer.weight for layer in gate.layers()]
+            # every channel's gradient adds up in a bias: at the full rate a group closes as one,
+            # before any image could say which of its channels should stay
+            lr = gate_lr / gate.channels
+            biases += [{"params": [x.bias for x in gate.layers()], "lr": lr, **steady}]
+        return sgd(
+            [
+                *decayed(self.model, settings.weight_lr, settings.weight_decay),
+                {"params": weights, "lr": gate_lr, **steady},
+                *biases,
+            ]
+        )

@@ -36,7 +36,7 @@ def render_report(folder: Path) -> str:
 
 def write_report(folder: Path, out: Path) -> None:
     """Render the page of a run folder into the file `out`."""
-    from pipeline.run import write_atomically
+    from pipeline.files import write_atomically
 
     write_atomically(out, render_report(folder).encode())
 

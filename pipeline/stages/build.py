@@ -8,20 +8,20 @@ from pathlib import Path
 
 from pipeline.options import BuildOptions
 from pipeline.run import Context
-from pipeline.stages.common import target_of
+from pipeline.stages.common import build_engine, target_of
 
 
 def execute(context: Context) -> None:
     target = target_of(context.run)
-    model = context.run.read("export", "model.onnx")
+    model = context.run.read("export", "model.onnx").read_bytes()
     engine = context.partial / f"engine{target.engine_suffix}"
     dense = context.partial / f"dense{target.engine_suffix}"
-    target.build(context.run.read("export", "dense.onnx"), dense)
+    build_engine(target, context.run.read("export", "dense.onnx").read_bytes(), dense)
     builds = []
     for index in range(max(1, context.options(BuildOptions).builds)):
         out = engine if index == 0 else engine.with_stem(f"repeat{index}")
         started = time.perf_counter()
-        target.build(model, out)
+        build_engine(target, model, out)
         builds.append({"seconds": time.perf_counter() - started, **_describe(out)})
         if index:
             out.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +14,10 @@ from calibration.lpnet import LPNet, fit_lpnet
 from calibration.measure import Bench, measure_all
 from calibration.sampling import first_widths
 from calibration.widths import WidthVector
+from pipeline.files import copy_atomically
 from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
-from pipeline.stages.common import skeleton_of, target_of
+from pipeline.stages.common import build_engine, skeleton_of, target_of
 from targets.timing import measure
 
 DATABASE = "latency.sqlite"
@@ -32,8 +32,9 @@ def execute(context: Context) -> None:
     wanted = first_widths(skeleton.groups, target.channel_multiple, options.samples, seed=seed)
     earlier = context.run.folder / "calibrate" / DATABASE
     if earlier.exists() and not (context.partial / DATABASE).exists():
-        shutil.copy2(earlier, context.partial / DATABASE)  # what was measured stays measured
-    anchor = target.build(skeleton.onnx_bytes, context.partial / f"{ANCHOR}{target.engine_suffix}")
+        copy_atomically(earlier, context.partial / DATABASE)  # what was measured stays measured
+    anchor = context.partial / f"{ANCHOR}{target.engine_suffix}"
+    build_engine(target, skeleton.onnx_bytes, anchor)
     with LatencyDatabase(context.partial / DATABASE) as database, target.load(anchor) as engine:
         measure_all(
             Bench(target, Slicer(skeleton), engine),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -10,6 +12,7 @@ from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.data.base import ImageData
 from pipeline.data.sources import load_data
+from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights
 from pipeline.models.zoo import create_model, input_size_of
 from pipeline.options import CalibrateOptions, PrepareOptions, TraceOptions
@@ -18,7 +21,7 @@ from pipeline.run import Context, Run
 from pipeline.training import make_fabric
 from targets import load_target
 from targets.base import Target, TargetOptions
-from targets.errors import TargetUnavailableError
+from targets.errors import BuildError, TargetUnavailableError
 
 
 def data_of(context: Context) -> ImageData:
@@ -91,3 +94,14 @@ def target_of(run: Run) -> Target:
             fix="see: pipeline targets",
         )
     return target
+
+
+def build_engine(target: Target, onnx: bytes, out: Path) -> None:
+    """Build, and tell a full disk from a model that the runtime refused."""
+    try:
+        target.build(onnx, out)
+    except BuildError:
+        # runtimes do not say why they cannot write; a file of that size says it
+        write_atomically(out, bytes(2 * len(onnx)))
+        out.unlink()
+        raise

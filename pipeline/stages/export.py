@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import ParityError
 from pipeline.export import export_onnx, run_onnx
+from pipeline.files import write_atomically
 from pipeline.options import ExportOptions, TraceOptions
-from pipeline.run import Context, write_atomically
+from pipeline.run import Context
 from pipeline.stages.common import compact_model, data_of, dense_model
 
 PARITY_IMAGES = 64

@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 from torch import nn
 
+from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
-from pipeline.run import Context, write_atomically
+from pipeline.run import Context
 from pipeline.stages.common import bare_model, data_of, fabric_of
 from pipeline.training import BestByValidation, Epoch, Recipe, Trainer, decayed, sgd, top1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from calibration.measure import Bench, measure_all
 from calibration.sampling import near
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
+from pipeline.files import copy_atomically
 from pipeline.models.weights import save_weights
 from pipeline.options import Budget, PrepareOptions, PruneOptions
 from pipeline.pruning.gates import masked
@@ -155,7 +155,7 @@ class ClosedLoop:
         self.history: list[Epoch] = []
         anchor = context.run.read("calibrate", f"{ANCHOR}{self.target.engine_suffix}")
         if not (context.partial / DATABASE).exists():
-            shutil.copy2(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
+            copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
         engine = stack.enter_context(self.target.load(anchor))
         self.bench = Bench(self.target, Slicer(self.skeleton), engine)
@@ -217,7 +217,9 @@ class ClosedLoop:
         """Let the method learn; later rounds start where the last one ended and take an epoch."""
         label = "gates" if number == 1 else f"gates round {number}"
         trainer = self._trainer(label, self.solving_epochs if number == 1 else 1)
-        self.pruner.solve(trainer, self.lpnet, aim_ms, ramp=number == 1)
+        # gates learn under an LPNet without block rounding: with steps, nothing that a gate does
+        # shows until the last channel of its block closes
+        self.pruner.solve(trainer, self._fit(block=1), aim_ms, ramp=number == 1)
         self.history += trainer.history
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
@@ -265,9 +267,12 @@ class ClosedLoop:
                 "measure near the plan", done, total
             ),
         )
+        self.lpnet = self._fit(self.target.channel_block)
+
+    def _fit(self, block: int) -> LPNet:
         fingerprint = self.target.fingerprint()
         records = self.database.records(self.skeleton.sha256, fingerprint)
-        self.lpnet = fit_lpnet(records, self.skeleton, fingerprint, block=self.target.channel_block)
+        return fit_lpnet(records, self.skeleton, fingerprint, block=block)
 
     def _tell(self, found: Round) -> None:
         self.context.run.event("closed loop", **found.to_json())

@@ -9,6 +9,7 @@ import torch
 from calibration.candidates import Slicer
 from pipeline.export import export_onnx, run_onnx
 from pipeline.models.zoo import create_model
+from pipeline.pruning.groups import trace
 from pipeline.pruning.surgery import shrink
 
 from .networks import NAMED, named, relative_gap, traced
@@ -101,8 +102,6 @@ def test_the_trace_leaves_the_model_as_it_was() -> None:
     model = create_model("wgates:resnet20", 10).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     network = named("wgates:resnet20")
-    from pipeline.pruning.groups import trace
-
     trace(model, network.images)
     assert model.training
     after = model.state_dict()

@@ -1,0 +1,89 @@
+"""Files written whole or not at all, their digests, and the disk's faults in one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pipeline.errors import DeployError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name, then rename: nobody ever sees half a file."""
+    with _named_when_whole(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy likewise: a copy that was cut short would be taken for the whole file."""
+    with _named_when_whole(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+@contextmanager
+def _named_when_whole(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_faults_told(f"cannot write {path.name}"):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):  # on a read-only disk even this fails
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def disk_faults_told(what: str, where: Path | None = None) -> Iterator[None]:
+    """A full disk, a missing right, a damaged file: one line with its fix, not a traceback.
+
+    `where` is named when the error itself names no file, as that of a failed write.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename or where  # of two, the second is written to
+        raise DeployError(
+            f"{what}: {error.strerror or error}{f' ({name})' if name else ''}",
+            fix=_FIXES.get(error.errno or 0, "mend that and run the same command again"),
+        ) from error
+    except SafetensorError as error:  # its writer has no OSError of its own
+        raise DeployError(
+            f"{what}: {error}", fix="free the disk, or remove the damaged file, and run it again"
+        ) from error
+
+
+_FIXES = {
+    errno.ENOSPC: "free the disk and run the same command again",
+    errno.EDQUOT: "free some of your quota and run the same command again",
+    errno.EACCES: "make it writable for you, or use another folder",
+    errno.EPERM: "make it writable for you, or use another folder",
+    errno.EROFS: "use a folder on a disk that can be written",
+    errno.EEXIST: "give a folder, not a file",
+    errno.ENOTDIR: "give a folder, not a file",
+}
+
+
+def replace_folder(folder: Path, final: Path) -> None:
+    if final.exists():
+        shutil.rmtree(final)
+    folder.rename(final)
+
+
+def digests(folder: Path, *, without: str) -> dict[str, str]:
+    """SHA-256 of every file in a folder but those called `without`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != without)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        found: str = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

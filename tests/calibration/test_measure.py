@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from calibration.candidates import Slicer
+from calibration.database import LatencyDatabase
+from calibration.measure import Bench, measure_all
+from calibration.sampling import first_widths
+from calibration.skeleton import Skeleton
+from calibration.widths import WidthVector
+from targets.base import Images, TargetOptions
+from targets.fake import MACS_PER_NS, OVERHEAD_NS, FakeTarget
+
+from .chain import BATCH, chain
+
+
+class CountingTarget(FakeTarget):
+    """Counts its builds and fails from the given one on, as a killed run would."""
+
+    def __init__(self, *, builds_until_killed: int | None = None) -> None:
+        super().__init__(TargetOptions(batch=BATCH))
+        self.builds = 0
+        self.limit = builds_until_killed
+
+    def build(self, onnx: bytes | Path, out: Path, int8_batches: Iterable[Images] = ()) -> Path:
+        if self.builds == self.limit:
+            raise KeyboardInterrupt
+        self.builds += 1
+        return super().build(onnx, out, int8_batches)
+
+
+@pytest.fixture(scope="module")
+def skeleton() -> Skeleton:
+    return chain((32, 48))
+
+
+@contextmanager
+def bench(skeleton: Skeleton, target: CountingTarget, folder: Path) -> Iterator[Bench]:
+    anchor = FakeTarget(target.options).build(skeleton.onnx_bytes, folder / "anchor.json")
+    with target.load(anchor) as engine:
+        yield Bench(target, Slicer(skeleton), engine)
+
+
+def known_ns(skeleton: Skeleton, kept: tuple[int, ...]) -> float:
+    """The fake target's law on the chain: channels count in blocks of 8."""
+    first, second = (-(-width // 8) * 8 for width in kept)
+    pixels = 8 * 8 * 9 * BATCH
+    macs = pixels * (8 * first + first * second) + BATCH * 8 * second  # 3 inputs, 5 classes: 8
+    return OVERHEAD_NS + macs / MACS_PER_NS
+
+
+def test_a_candidate_is_cut_built_and_timed(skeleton: Skeleton, tmp_path: Path) -> None:
+    with bench(skeleton, CountingTarget(), tmp_path) as ready:
+        found = ready.compare(WidthVector(skeleton.groups.names, (16, 24)))
+    expected = known_ns(skeleton, (16, 24)) / known_ns(skeleton, (32, 48))
+    assert found.ratio == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_killed_run_loses_at_most_the_measurement_it_was_at(
+    skeleton: Skeleton, tmp_path: Path
+) -> None:
+    wanted = first_widths(skeleton.groups, 8, 12, seed=0)
+    killed, resumed = CountingTarget(builds_until_killed=5), CountingTarget()
+    path = tmp_path / "latency.sqlite"
+    with (
+        bench(skeleton, killed, tmp_path) as ready,
+        LatencyDatabase(path) as database,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        measure_all(ready, database, wanted)
+    told: list[tuple[int, int]] = []
+    with bench(skeleton, resumed, tmp_path) as ready, LatencyDatabase(path) as database:
+        measure_all(ready, database, wanted, on_done=lambda done, total: told.append((done, total)))
+        records = database.records(skeleton.sha256, resumed.fingerprint())
+    assert (killed.builds, resumed.builds) == (5, 7)
+    assert told == [(done, 12) for done in range(1, 13)]
+    assert [record.widths for record in records] == list(wanted)
+    dense = known_ns(skeleton, (32, 48))
+    for record in records:
+        assert record.ratio == pytest.approx(known_ns(skeleton, record.widths.kept) / dense, 1e-3)
+        assert record.anchor_ms == pytest.approx(dense / 1e6, rel=1e-3)
+
+
+def test_what_is_measured_is_not_measured_again(skeleton: Skeleton, tmp_path: Path) -> None:
+    wanted, target = first_widths(skeleton.groups, 8, 4, seed=0), CountingTarget()
+    with (
+        bench(skeleton, target, tmp_path) as ready,
+        LatencyDatabase(tmp_path / "latency.sqlite") as database,
+    ):
+        for _ in range(2):
+            measure_all(ready, database, wanted)
+    assert target.builds == 4

@@ -1,0 +1,226 @@
+"""From a model and a budget to a bundle, through the console command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.bundle import Bundle
+from pipeline.data.sources import load_data
+
+from .conftest import Done
+from .project import SETTINGS, STAGES, events, finish, invoke, stages_run, start, write_plan
+
+EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 3}
+QUANTILES = {"p50", "p90", "p99", "ci95", "samples"}
+# design, section 7; then what the report and the reader of a certificate need beside it
+CERTIFICATE = {
+    "target": None,
+    "fingerprint": None,
+    "budget_ms": None,
+    "verdict": None,
+    "latency_ms": {"engine": QUANTILES, "dense": QUANTILES, "predicted": QUANTILES},
+    "speedup": {"median", "ci95"},
+    "accuracy": {
+        name: {"top1", "n", "ci95"} for name in ("dense", "pruned", "finetuned", "onnx", "engine")
+    },
+    "parity": {"max_abs", "max_rel", "label_flips", "n"},
+    "params": {"dense", "pruned"},
+    "macs": {"dense", "pruned"},
+    "engine_bytes": {"dense", "pruned"},
+}
+BESIDE = {"schema", "model", "data", "budget", "percentile", "doubts"}
+
+
+@pytest.fixture(scope="module")
+def certificate(whole_run: Done) -> dict[str, Any]:
+    return json.loads(whole_run.stdout)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def keys_of(document: Any, *, like: Any) -> Any:
+    """The keys of `document`, as deep as `like` describes them."""
+    if isinstance(like, dict):
+        return {key: keys_of(value, like=like.get(key)) for key, value in document.items()}
+    return set(document) if isinstance(like, set) else None
+
+
+def test_exit_code_is_the_verdict(whole_run: Done, certificate: dict[str, Any]) -> None:
+    assert whole_run.code == EXIT_CODES[certificate["verdict"]], whole_run.stderr
+
+
+def test_json_prints_one_document_and_nothing_else(whole_run: Done) -> None:
+    document, end = json.JSONDecoder().raw_decode(whole_run.stdout)
+    assert whole_run.stdout[end:] == "\n"
+    assert document == json.loads((whole_run.folder / "verify/certificate.json").read_text())
+
+
+def test_nothing_is_said_but_the_verdict(whole_run: Done) -> None:
+    # no warning of a library reaches the user's terminal
+    lines = whole_run.stderr.splitlines()
+    assert len(lines) == (0 if whole_run.code == 0 else 2), whole_run.stderr
+
+
+def test_certificate_has_the_keys_that_scripts_rely_on(certificate: dict[str, Any]) -> None:
+    found = keys_of(certificate, like=CERTIFICATE)
+    assert {key: value for key, value in found.items() if key in CERTIFICATE} == CERTIFICATE
+    assert set(found) - set(CERTIFICATE) == BESIDE
+
+
+def test_latencies_agree_with_each_other(certificate: dict[str, Any]) -> None:
+    for name in ("engine", "dense"):
+        latency = certificate["latency_ms"][name]
+        low, high = latency["ci95"]
+        assert 0 < low <= latency["p50"] <= high
+        assert latency["p50"] <= latency["p90"] <= latency["p99"]
+        assert latency["samples"] > 299
+    dense_ms = certificate["latency_ms"]["dense"]["p50"]
+    assert certificate["budget_ms"] == pytest.approx(0.75 * dense_ms)
+    low, high = certificate["speedup"]["ci95"]
+    assert low <= certificate["speedup"]["median"] <= high
+
+
+def test_verdict_is_that_of_the_raw_blocks(whole_run: Done, certificate: dict[str, Any]) -> None:
+    """Decided again from the numbers; on the budget itself either verdict may stand."""
+    blocks = json.loads((whole_run.folder / "verify/latency.json").read_text())
+    assert len(blocks["engine"]) == certificate["latency_ms"]["engine"]["samples"]
+    low, high = certificate["speedup"]["ci95"]
+    if 1 / low < 0.74:
+        assert certificate["verdict"] == "met"
+    elif 1 / high > 0.76:
+        assert certificate["verdict"] == "missed"
+    else:
+        assert certificate["verdict"] in EXIT_CODES
+    ratio = np.median(blocks["dense"]) / np.median(blocks["engine"])
+    assert ratio == pytest.approx(certificate["speedup"]["median"], rel=0.2)
+
+
+def test_bundle_opens_and_holds_the_engine_that_was_verified(whole_run: Done) -> None:
+    bundle = Bundle.open(whole_run.folder / "bundle")
+    build = json.loads((whole_run.folder / "build/build.json").read_text())
+    engine = sha256(bundle.path(bundle.manifest.engine))
+    assert engine == build["builds"][0]["sha256"]
+    assert engine == sha256(bundle.path("triton/tiny/1/model.onnx"))
+    verified = json.loads((whole_run.folder / "verify/stage.json").read_text())
+    assert verified["needs"]["build"] == sha256(whole_run.folder / "build/stage.json")
+
+
+def test_bundle_gives_the_certified_accuracy(
+    whole_run: Done, certificate: dict[str, Any], project: Path
+) -> None:
+    bundle = Bundle.open(whole_run.folder / "bundle")
+    assert bundle.certificate == certificate
+    data = load_data("digits.py:small")
+    images, labels = next(data.batches("test", 80))
+    with bundle.load() as engine:
+        right = (engine.infer(images.numpy()).argmax(1) == labels.numpy()).mean()
+    found = certificate["accuracy"]["engine"]
+    assert (found["top1"], found["n"]) == (pytest.approx(right), 80)
+
+
+def test_sizes_are_those_of_the_files(whole_run: Done, certificate: dict[str, Any]) -> None:
+    for name, file in (
+        ("dense", "prepare/dense.safetensors"),
+        ("pruned", "bundle/weights.safetensors"),
+    ):
+        tensors = load_file(whole_run.folder / file)
+        trained = {n: t for n, t in tensors.items() if "running" not in n and "num_" not in n}
+        assert certificate["params"][name] == sum(math.prod(t.shape) for t in trained.values())
+    engine = whole_run.folder / "bundle/engine.onnx"
+    assert certificate["engine_bytes"]["pruned"] == engine.stat().st_size
+    assert certificate["params"]["pruned"] < certificate["params"]["dense"]
+
+
+def test_every_stage_left_a_record_and_two_events(whole_run: Done) -> None:
+    assert stages_run(events(whole_run.folder)) == list(STAGES)
+    finished = [e["stage"] for e in events(whole_run.folder) if e["event"] == "stage finished"]
+    assert finished == list(STAGES)
+    assert not list(whole_run.folder.glob("*.partial"))
+
+
+def test_same_command_again_does_nothing(whole_run: Done) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole_run.folder.rglob("*") if p.is_file()}
+    started = time.perf_counter()
+    project = whole_run.folder.parents[1]
+    command = ("run", "--config", "plan.toml", "--out", "runs/tiny")
+    code, stdout, stderr = finish(start(*command, cwd=project))
+    seconds = time.perf_counter() - started
+    assert code == whole_run.code
+    said = [line for line in stderr.splitlines() if line.endswith("done before, nothing changed")]
+    assert [line.partition(":")[0] for line in said] == list(STAGES)
+    assert "verdict" in stdout
+    assert "bundle" in stdout
+    after = {p: p.stat().st_mtime_ns for p in whole_run.folder.rglob("*") if p.is_file()}
+    assert {p.name for p in after if after[p] != before.get(p)} <= {"run.toml", ".lock"}
+    assert seconds < 10  # the whole run takes longer on any machine, this a third of a second
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [(("--finetune-epochs", "1"), "finetune"), (("--budget", "0.85x"), "prune")],
+)
+def test_changed_option_reruns_its_stage_and_later_ones(
+    run_until: Callable[[str], Path], whole_run: Done, flags: tuple[str, str], first: str
+) -> None:
+    folder = run_until("package")
+    shutil.copytree(whole_run.folder / "package", folder / "package")
+    shutil.copytree(whole_run.folder / "bundle", folder / "bundle")
+    result = invoke("run", "--out", folder, "--json", *flags)
+    assert result.exit_code == EXIT_CODES[json.loads(result.stdout)["verdict"]], result.stderr
+    assert stages_run(events(folder)) == list(STAGES[STAGES.index(first) :])
+    assert Bundle.open(folder / "bundle").certificate == json.loads(result.stdout)
+
+
+def test_stage_by_stage_gives_the_same_as_run(project: Path) -> None:
+    """On the target without noise; all that is decided and learned is bit-equal."""
+    settings = {**SETTINGS, "calibrate": {**SETTINGS["calibrate"], "target": "fake"}}
+    write_plan(project / "plan.toml", settings)
+    whole = invoke("run", "--config", "plan.toml", "--out", "a/tiny", "--json")
+    assert whole.exit_code == 0, whole.output
+    for stage in STAGES:
+        single = invoke(stage, "b/tiny", "--config", "plan.toml", "--json")
+        assert single.exit_code == 0, single.output
+    files = (
+        "prepare/dense.safetensors",
+        "trace/groups.json",
+        "calibrate/lpnet.safetensors",
+        "prune/plan.json",
+        "finetune/weights.safetensors",
+        "export/model.onnx",
+        "build/engine.json",
+    )
+    assert {f: sha256(project / "a/tiny" / f) for f in files} == {
+        f: sha256(project / "b/tiny" / f) for f in files
+    }
+    # the sub-command for the last stage prints what `run` prints
+    assert json.loads(whole.stdout)["accuracy"] == json.loads(single.stdout)["accuracy"]
+    assert Bundle.open(project / "b/tiny/bundle").manifest.name == "tiny"
+
+
+@pytest.mark.parametrize("stage", ["trace", "prune", "export", "verify"])
+def test_report_on_a_run_that_is_not_finished(
+    run_until: Callable[[str], Path], whole_run: Done, stage: str
+) -> None:
+    folder = run_until(stage)
+    result = invoke("report", folder)
+    assert (result.exit_code, result.stdout) == (0, f"{folder / 'report.html'}\n"), result.stderr
+    partial = (folder / "report.html").read_text(encoding="utf-8")
+    assert "digits.py:small" in partial
+    whole = (whole_run.folder / "bundle" / "report.html").read_text(encoding="utf-8")
+    assert len(partial) < len(whole)
+    failed = invoke("report", folder, "--out", folder / "no" / "where.html")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("error: cannot write where.html: No such file or directory")

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.cost import NetworkCost
+from calibration.skeleton import Skeleton
+from calibration.widths import legal_widths
+from pipeline.pruning.select import Selector, uniform_widths
+
+from ...calibration.chain import chain
+
+MULTIPLE = 4
+BLOCK = 16
+WIDTHS = (32, 48, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def skeleton() -> Skeleton:
+    return chain(WIDTHS)
+
+
+def smooth(skeleton: Skeleton) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """1 ms + 10 ms at full width, by MACs."""
+    cost = NetworkCost.of(skeleton)
+    dense = cost.macs(skeleton.groups.full())
+    return lambda kept: 1 + 10 * cost.layer_macs(kept).sum(1) / dense
+
+
+def stepped(skeleton: Skeleton) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """The same with widths rounded up to the block."""
+    by_macs = smooth(skeleton)
+    return lambda kept: by_macs(np.ceil(kept / BLOCK) * BLOCK)
+
+
+def scores_of(skeleton: Skeleton, seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    rng = np.random.default_rng(seed)
+    return {group.name: rng.normal(0, 1, group.channels) for group in skeleton.groups.prunable}
+
+
+def predicted(selector: Selector, kept: tuple[int, ...]) -> float:
+    return float(selector.predict_ms(np.array([kept], float))[0])
+
+
+def steps_up(kept: tuple[int, ...]) -> list[tuple[int, ...]]:
+    found = []
+    for index, full in enumerate(WIDTHS):
+        wider = [width for width in legal_widths(full, MULTIPLE) if width > kept[index]]
+        if wider:
+            found.append((*kept[:index], wider[0], *kept[index + 1 :]))
+    return found
+
+
+@pytest.mark.parametrize("law", [smooth, stepped])
+@pytest.mark.parametrize("start", [WIDTHS, (8, 8, 8, 8), (9, 30, 22, 64)])
+@pytest.mark.parametrize("aim_ms", [2.5, 5.0, 8.0])
+def test_the_aim_is_met_and_filled(
+    skeleton: Skeleton, law: Callable[..., object], start: tuple[int, ...], aim_ms: float
+) -> None:
+    selector = Selector(skeleton, law(skeleton), MULTIPLE)
+    kept = selector.choose(scores_of(skeleton), start, aim_ms).widths().kept
+    assert predicted(selector, kept) <= aim_ms
+    assert all(width in legal_widths(c, MULTIPLE) for width, c in zip(kept, WIDTHS, strict=True))
+    assert all(predicted(selector, wider) > aim_ms for wider in steps_up(kept))
+
+
+def test_with_room_for_everything_nothing_is_pruned(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
+    assert selector.choose(scores_of(skeleton), (8, 8, 8, 8), 11.0).widths().kept == WIDTHS
+
+
+def test_steps_that_cost_nothing_are_taken(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, stepped(skeleton), MULTIPLE)
+    start = (20, 20, 20, 20)  # every group is inside its second block
+    aim_ms = predicted(selector, start)
+    kept = selector.choose(scores_of(skeleton), start, aim_ms).widths().kept
+    assert kept == (32, 32, 32, 32)
+
+
+def test_what_is_left_goes_where_it_buys_most_score() -> None:
+    twins = chain((32, 32))
+    selector = Selector(twins, lambda kept: 10 * kept[:, 0] + kept[:, 1], MULTIPLE)
+    scores = {name: np.ones(32) for name in twins.groups.names}
+    floor = twins.groups.floor(MULTIPLE).kept
+    room = 10 * MULTIPLE  # for one step of the first group, or all of the second
+    kept = selector.choose(scores, floor, predicted(selector, floor) + room).widths().kept
+    assert kept == (floor[0], 32)
+
+
+def test_the_best_scored_channels_are_kept(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
+    scores = scores_of(skeleton)
+    plan = selector.choose(scores, WIDTHS, 4.0)
+    assert plan.skeleton_sha256 == skeleton.sha256
+    for name, rows in plan.kept.items():
+        best = np.argsort(-scores[name])[: len(rows)]
+        assert rows == tuple(sorted(best.tolist()))
+    assert plan.widths().kept != WIDTHS
+
+
+def test_a_group_whose_channels_matter_alike_is_narrowed_before_one_with_a_few_that_matter() -> (
+    None
+):
+    twins = chain((32, 32, 32))  # layers 1 and 2 have the same price
+    selector = Selector(twins, lambda kept: kept[:, 1] + kept[:, 2], MULTIPLE)
+    steep = np.concatenate([np.full(28, 5.0), np.zeros(4)])  # its last 4 channels are worth least
+    scores = {"conv0": np.ones(32), "conv1": np.linspace(1, 1.01, 32), "conv2": steep}
+    assert selector.choose(scores, (32, 32, 32), 60.0).widths().kept == (32, 32, 28)
+
+
+def test_the_floor_is_where_it_stops(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
+    floor = skeleton.groups.floor(MULTIPLE)
+    assert selector.choose(scores_of(skeleton), WIDTHS, 0.5).widths() == floor
+
+
+def test_a_predictor_that_rewards_growth_is_not_believed_on_the_way_down(
+    skeleton: Skeleton,
+) -> None:
+    def wiggle(kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        return kept[:, 1:].sum(1) - 0.01 * kept[:, 0]  # narrowing group 0 makes it slower
+
+    selector = Selector(skeleton, wiggle, MULTIPLE)
+    kept = selector.choose(scores_of(skeleton), WIDTHS, 100.0).widths().kept
+    assert kept[0] == WIDTHS[0]
+    assert predicted(selector, kept) <= 100
+
+
+def test_uniform_widths_are_the_widest_common_share(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
+    assert uniform_widths(selector, 11.0).kept == WIDTHS
+    assert uniform_widths(selector, 0.5) == skeleton.groups.floor(MULTIPLE)
+    kept = uniform_widths(selector, 5.0).kept
+    assert predicted(selector, kept) <= 5.0
+    assert predicted(selector, tuple(width + MULTIPLE for width in kept)) > 5.0
+    shares = np.array(kept) / np.array(WIDTHS)
+    assert np.ptp(shares) <= 2 * MULTIPLE / min(WIDTHS)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibration.lpnet import LPNet
+from calibration.widths import legal_widths
+from pipeline.pruning.wgates import GateSettings, LatencyConstraint, WGates
+
+from .networks import named
+
+SLOPES = torch.tensor([0.5, -0.25, 0.1])
+
+
+class Plane:
+    """`predict_ms` = 2 + slopes . widths, so that all is known."""
+
+    def predict_ms(self, kept: Tensor, *, smooth: bool = False) -> Tensor:
+        return 2 + kept @ SLOPES
+
+
+def constraint(aim_ms: float) -> LatencyConstraint:
+    return LatencyConstraint(cast("LPNet", Plane()), aim_ms, dual_step=0.5)
+
+
+def widths() -> Tensor:
+    return torch.tensor([[8.0, 8.0, 20.0]], requires_grad=True)  # 2 + 4 - 2 + 2 = 6 ms
+
+
+@pytest.mark.parametrize("aim_ms", [6.0, 7.5])
+def test_inside_the_budget_there_is_neither_loss_nor_gradient(aim_ms: float) -> None:
+    term = constraint(aim_ms)
+    term.multiplier = 3.0
+    loss = term.loss(widths())
+    assert float(loss) == 0
+    assert not loss.requires_grad
+    assert term.predicted_ms == 6.0
+
+
+def test_above_the_budget_the_loss_is_the_excess_and_no_slope_rewards_growth() -> None:
+    term, kept = constraint(4.0), widths()
+    term.multiplier = 3.0
+    loss = term.loss(kept)
+    assert float(loss.detach()) == pytest.approx(3 * (6 / 4 - 1))
+    loss.backward()
+    assert kept.grad is not None
+    assert kept.grad[0].tolist() == pytest.approx([3 * 0.5 / 4, 0.0, 3 * 0.1 / 4])
+
+
+def test_the_multiplier_climbs_by_the_relative_excess() -> None:
+    term = constraint(4.0)
+    start = term.multiplier
+    assert start >= 0
+    for step in (1, 2):
+        term.loss(widths())
+        term.ascend()
+        assert term.multiplier == start + step * 0.5 * (6 / 4 - 1)
+
+
+def test_the_multiplier_falls_inside_the_budget_and_stops_at_zero() -> None:
+    term = constraint(8.0)
+    term.multiplier = 0.2
+    term.loss(widths())
+    term.ascend()
+    assert term.multiplier == pytest.approx(0.2 + 0.5 * (6 / 8 - 1))
+    term.ascend()
+    assert term.multiplier == 0
+
+
+@pytest.fixture
+def wgates() -> WGates:
+    network = named("wgates:resnet20")
+    settings = GateSettings(
+        gate_lr=0.01,
+        weight_lr=0.02,
+        weight_decay=1e-4,
+        dual_lr=1.0,
+        surrogate="poly",
+        detach_input=False,
+    )
+    return WGates(network.model, network.skeleton, settings, multiple=8)
+
+
+def test_a_fresh_model_is_all_open_and_says_so(wgates: WGates) -> None:
+    assert wgates.open_widths() == wgates.skeleton.groups.full().kept
+    health = wgates.health()
+    assert health == {"live": 1.0, "open": 1.0, "flicker": 0.0}
+
+
+def test_closed_gates_stop_at_the_legal_floor(wgates: WGates) -> None:
+    with torch.no_grad():
+        for gate in wgates.gates.gate:
+            gate.score[0].bias.fill_(-9)
+    floors = tuple(legal_widths(g.channels, 8)[0] for g in wgates.skeleton.groups.prunable)
+    assert wgates.open_widths() == floors
+    assert wgates.health()["flicker"] == 0.0
+    with torch.no_grad():
+        for gate in wgates.gates.gate:
+            gate.score[0].bias.fill_(9)
+    assert wgates.health()["flicker"] == 1.0
+
+
+def test_gates_are_the_same_for_the_same_model_and_leave_the_global_seed(wgates: WGates) -> None:
+    before = torch.random.get_rng_state()
+    again = WGates(wgates.model, wgates.skeleton, wgates.settings, multiple=8)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, scores in again.scores().items():
+        assert (scores == wgates.scores()[name]).all()

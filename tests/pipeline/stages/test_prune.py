@@ -1,0 +1,82 @@
+"""The budget of the closed loop, and which of the measured plans is taken."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from calibration.widths import Plan
+from pipeline.errors import BudgetMissedError, BudgetUnreachableError
+from pipeline.options import PruneOptions
+from pipeline.stages.prune import Limit, Round, _best
+
+CALIBRATION: dict[str, Any] = {
+    "anchor_ms": 10.0,
+    "floor": {"ms": 2.0, "ratio": 0.2},
+    "tail": {"p50": 1.0, "p90": 1.1, "p99": 1.5},
+}
+
+
+ANY_PLAN = cast("Plan", object())  # which channels it keeps does not matter here
+
+
+def limit_of(budget: str, percentile: str = "p50") -> Limit:
+    options = PruneOptions(budget=budget, percentile=percentile)  # type: ignore[arg-type]
+    return Limit.of(options, CALIBRATION)
+
+
+@pytest.mark.parametrize(
+    ("budget", "percentile", "budget_ms", "p50_ms"),
+    [
+        ("6ms", "p50", 6.0, 6.0),
+        ("0.6x", "p50", 6.0, 6.0),
+        ("6ms", "p99", 6.0, 4.0),  # so that the tail still fits
+        ("0.6x", "p99", 9.0, 6.0),  # of the dense engine's own p99
+    ],
+)
+def test_limit_is_a_median(budget: str, percentile: str, budget_ms: float, p50_ms: float) -> None:
+    limit = limit_of(budget, percentile)
+    assert limit.budget_ms == pytest.approx(budget_ms)
+    assert limit.p50_ms == pytest.approx(p50_ms)
+
+
+@pytest.mark.parametrize(
+    ("budget", "percentile", "floor"),
+    [("1.9ms", "p50", "2.000 ms"), ("0.19x", "p50", "2.000 ms"), ("2.9ms", "p99", "3.000 ms")],
+)
+def test_budget_below_the_floor(budget: str, percentile: str, floor: str) -> None:
+    with pytest.raises(BudgetUnreachableError) as caught:
+        limit_of(budget, percentile)
+    assert f"take {floor} (0.20x of dense)" in caught.value.message
+    assert caught.value.fix == "ask for at least 0.21x"
+
+
+def test_budget_on_the_floor_is_tried() -> None:
+    assert limit_of("2ms").p50_ms == 2.0
+
+
+def round_of(ratio: float, high: float, limit_ms: float = 6.0) -> Round:
+    interval = (ratio - 0.01, high)
+    return Round(1, 1, ANY_PLAN, 5.0, ratio, interval, anchor_ms=10.0, limit_ms=limit_ms)
+
+
+def test_plan_meets_the_limit_with_its_whole_interval() -> None:
+    assert round_of(0.59, 0.60).met
+    assert not round_of(0.59, 0.61).met
+
+
+def test_plan_that_gives_accuracy_away_does_not_fit() -> None:
+    assert round_of(0.58, 0.59).fits
+    assert round_of(0.50, 0.51).met
+    assert not round_of(0.50, 0.51).fits
+
+
+def test_slowest_plan_that_met_is_taken() -> None:
+    rounds = [round_of(0.5, 0.51), round_of(0.58, 0.59), round_of(0.60, 0.62), round_of(0.4, 0.41)]
+    assert _best(rounds, limit_of("6ms")) is rounds[1]
+
+
+def test_no_plan_that_met_is_an_error_with_the_last_measurement() -> None:
+    with pytest.raises(BudgetMissedError, match=r"no plan met 6\.000 ms in 1 rounds.*7\.000 ms"):
+        _best([round_of(0.7, 0.71)], limit_of("6ms"))

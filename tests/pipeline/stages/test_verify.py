@@ -1,0 +1,101 @@
+"""The verdict: a rule over blocks, tried on blocks whose latencies are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from pipeline.options import Budget
+from pipeline.stages.verify import FEWEST_PROCESSES, Judge, wilson_ci95
+from targets import load_target
+from targets.base import TargetOptions
+from targets.blocks import BlockRun
+from targets.samples import Samples
+
+FINGERPRINT = load_target("fake", TargetOptions()).fingerprint()
+
+
+def block(ms: Sequence[float]) -> Samples:
+    ns = (np.array(ms) * 1e6).astype(np.int64)
+    return Samples(ns, ns, np.zeros(len(ns), np.int64))
+
+
+def blocks(engine: Sequence[Sequence[float]], dense: Sequence[Sequence[float]]) -> BlockRun:
+    """One list of call latencies in ms for each process."""
+    return BlockRun(
+        FINGERPRINT,
+        {"engine": tuple(map(block, engine)), "dense": tuple(map(block, dense))},
+    )
+
+
+def steady(engine_ms: Sequence[float], dense_ms: Sequence[float]) -> BlockRun:
+    return blocks([[ms] * 20 for ms in engine_ms], [[ms] * 20 for ms in dense_ms])
+
+
+def judge(budget: str, percentile: int = 50) -> Judge:
+    return Judge(Budget.parse(budget), percentile)
+
+
+SIX = np.linspace(0.99, 1.01, 6)
+
+
+@pytest.mark.parametrize(
+    ("budget", "verdict"),
+    [
+        ("4.1ms", "met"),
+        ("3.9ms", "missed"),
+        ("4.0ms", "inconclusive"),
+        ("0.51x", "met"),
+        ("0.49x", "missed"),
+    ],
+)
+def test_verdict_compares_the_interval_with_the_budget(budget: str, verdict: str) -> None:
+    assert judge(budget).verdict(steady(4 * SIX, 8 * SIX)) == verdict
+
+
+def test_relative_verdict_is_paired_so_that_drift_cancels() -> None:
+    drift = np.linspace(0.7, 1.5, 8)
+    run = steady(4 * drift, 8 * drift)
+    assert judge("0.51x").verdict(run) == "met"
+    assert judge("0.49x").verdict(run) == "missed"
+    assert judge("4.1ms").verdict(run) == "inconclusive"
+
+
+def test_too_few_processes_give_no_verdict() -> None:
+    few = steady([4.0] * (FEWEST_PROCESSES - 1), [8.0] * (FEWEST_PROCESSES - 1))
+    assert judge("7ms").verdict(few) == "inconclusive"
+    enough = steady([4.0] * FEWEST_PROCESSES, [8.0] * FEWEST_PROCESSES)
+    assert judge("7ms").verdict(enough) == "met"
+
+
+def test_percentile_is_the_one_of_the_budget() -> None:
+    with_tail = [[4.0] * 18 + [9.0] * 2] * 6
+    run = blocks(with_tail, [[10.0] * 20] * 6)
+    assert judge("5ms", 50).verdict(run) == "met"
+    assert judge("5ms", 99).verdict(run) == "missed"
+    assert judge("0.5x", 50).verdict(run) == "met"
+    assert judge("0.5x", 99).verdict(run) == "missed"
+
+
+def test_calls_that_were_preempted_do_not_count() -> None:
+    ns = np.array([4_000_000] * 15 + [90_000_000] * 5)
+    disturbed = Samples(ns, ns, (ns > 5_000_000).astype(np.int64))
+    dense = tuple(block([8.0] * 20) for _ in range(6))
+    run = BlockRun(FINGERPRINT, {"engine": (disturbed,) * 6, "dense": dense})
+    assert judge("4.1ms", 99).verdict(run) == "met"
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"),
+    [
+        # Newcombe 1998, table I, method 3
+        (81 / 263, 263, 0.2553, 0.3662),
+        (15 / 148, 148, 0.0624, 0.1605),
+        (0.0, 20, 0.0, 0.1611),
+        (1.0, 29, 0.8830, 1.0),
+    ],
+)
+def test_wilson_interval(share: float, n: int, low: float, high: float) -> None:
+    assert wilson_ci95(share, n) == pytest.approx((low, high), abs=5e-5)
