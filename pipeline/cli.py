@@ -33,7 +33,14 @@ class BudgetType(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class InOrder(click.Group):
+    """Lists its commands as they were added: the whole line, its stages in order, the rest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="wgates")
 def main() -> None:
     """Prune a CNN to a millisecond budget and hand over a verified engine.

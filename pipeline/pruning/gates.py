@@ -236,7 +236,8 @@ def _standardised(filters: Tensor) -> Tensor:
     times as far as its bias does, and gates close by noise alone.
     """
     centred = filters - filters.mean(dim=1, keepdim=True)
-    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    return centred / norm.clamp_min(1e-8)
 
 
 def _initial_scores(banks: list[Tensor]) -> Tensor:

@@ -73,13 +73,13 @@ def test_more_samples_keep_what_was_measured(run_until: RunUntil) -> None:
 
 def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     folder = run_until("prune")
-    command = ("prune", folder.name, "--gate-epochs", "30")
+    command = ("prune", folder.name, "--gate-epochs", "21")
     process = start(*command, cwd=folder.parent)
     checkpoint = folder / "prune.partial" / "gates.checkpoint.safetensors"
     wait_until(lambda: len(epochs_of(checkpoint)) >= 2, process)
     kill(process)
     before = epochs_of(checkpoint)
-    assert 2 <= len(before) < 20, "it was to be killed in the middle"
+    assert 2 <= len(before) < 14, "it was to be killed in the middle"
     code, _, stderr = finish(start(*command, cwd=folder.parent))
     assert code == 0, stderr
     assert f"gates: resumed after epoch {len(before)}\n" in stderr
@@ -87,7 +87,7 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     # the seconds of an epoch are those of its one run
     assert [e["seconds"] for e in history[: len(before)]] == [e["seconds"] for e in before]
     assert [e["loss"] for e in history[: len(before)]] == [e["loss"] for e in before]
-    assert len(history) >= 30
+    assert len(history) >= 21
 
 
 def test_finetuning_stopped_twice_ends_with_the_weights_of_one_that_was_not(

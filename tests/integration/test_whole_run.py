@@ -184,30 +184,40 @@ def test_changed_option_reruns_its_stage_and_later_ones(
     assert Bundle.open(folder / "bundle").certificate == json.loads(result.stdout)
 
 
-def test_stage_by_stage_gives_the_same_as_run(project: Path) -> None:
-    """On the target without noise; all that is decided and learned is bit-equal."""
+@pytest.mark.parametrize(
+    ("stage", "files"),
+    [
+        ("prepare", ("dense.safetensors",)),
+        ("trace", ("groups.json", "skeleton.onnx", "feasibility.json")),
+        ("finetune", ("weights.safetensors",)),
+        ("export", ("model.onnx", "dense.onnx")),
+        ("build", ("engine.onnx", "dense.onnx")),
+    ],
+)
+def test_stage_alone_gives_the_same_as_in_a_run(
+    run_until: Callable[[str], Path], whole_run: Done, stage: str, files: tuple[str, ...]
+) -> None:
+    """To the bit, in another process; calibrate, prune and verify measure, and vary."""
+    folder = run_until(stage)
+    result = invoke(stage, folder, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == {"run": str(folder), "stages": [stage]}
+    for file in files:
+        assert sha256(folder / stage / file) == sha256(whole_run.folder / stage / file)
+
+
+def test_stages_one_by_one_make_a_whole_run(project: Path) -> None:
+    """On the target whose latencies are a formula, so that the verdict is certain."""
     settings = {**SETTINGS, "calibrate": {**SETTINGS["calibrate"], "target": "fake"}}
     write_plan(project / "plan.toml", settings)
-    whole = invoke("run", "--config", "plan.toml", "--out", "a/tiny", "--json")
-    assert whole.exit_code == 0, whole.output
     for stage in STAGES:
-        single = invoke(stage, "b/tiny", "--config", "plan.toml", "--json")
-        assert single.exit_code == 0, single.output
-    files = (
-        "prepare/dense.safetensors",
-        "trace/groups.json",
-        "calibrate/lpnet.safetensors",
-        "prune/plan.json",
-        "finetune/weights.safetensors",
-        "export/model.onnx",
-        "build/engine.json",
-    )
-    assert {f: sha256(project / "a/tiny" / f) for f in files} == {
-        f: sha256(project / "b/tiny" / f) for f in files
-    }
-    # the sub-command for the last stage prints what `run` prints
-    assert json.loads(whole.stdout)["accuracy"] == json.loads(single.stdout)["accuracy"]
-    assert Bundle.open(project / "b/tiny/bundle").manifest.name == "tiny"
+        result = invoke(stage, "runs/tiny", "--config", "plan.toml", "--json")
+        assert (result.exit_code, result.stderr) == (0, "")
+    again = invoke("run", "--out", "runs/tiny", "--config", "plan.toml", "--json")
+    assert stages_run(events(project / "runs/tiny")) == list(STAGES)
+    assert again.stdout == result.stdout
+    assert json.loads(again.stdout)["verdict"] == "met"
+    assert Bundle.open(project / "runs/tiny/bundle").manifest.name == "tiny"
 
 
 @pytest.mark.parametrize("stage", ["trace", "prune", "export", "verify"])
