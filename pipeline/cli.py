@@ -40,7 +40,9 @@ class InOrder(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_name="wgates")
 def main() -> None:
     """Prune a CNN to a millisecond budget and hand over a verified engine.

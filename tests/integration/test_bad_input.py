@@ -112,7 +112,7 @@ def test_unknown_data(project: Path) -> None:
 
 
 def test_mistake_in_the_users_file(project: Path) -> None:
-    (project / "tiny.py").write_text("def tiny(num_classes):\n    return netwrok\n")
+    (project / "tiny.py").write_text("def tiny(num_classes):\n    return undefined_name\n")
     message, _ = prepare(project)
     assert "tiny.py, line 2 failed with NameError" in message
 

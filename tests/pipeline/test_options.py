@@ -139,7 +139,7 @@ def test_no_two_stages_share_an_option() -> None:
 
 def test_a_misspelt_bound_is_a_bug() -> None:
     with pytest.raises(AssertionError):
-        option(1, "a number", atleast=0)
+        option(1, "a number", minimum=0)
 
 
 def test_defaults_are_valid_toml() -> None:

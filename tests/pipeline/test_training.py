@@ -146,6 +146,19 @@ def test_same_seeds_give_the_same_weights_to_the_bit(tmp_path: Path) -> None:
     assert not equal(one, different)
 
 
+def test_epochs_differ_in_their_random_numbers(tmp_path: Path) -> None:
+    drawn: list[float] = []
+    model = make_model()
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        drawn.append(torch.rand(1).item())
+        return nn.functional.cross_entropy(model(x), y)
+
+    train(tmp_path, recipe(2), model=model, loss=loss)
+    assert len(drawn) == 10
+    assert not set(drawn[:5]) & set(drawn[5:])
+
+
 @pytest.mark.parametrize("step", [1, 5, 7, 14])
 def test_resumed_training_equals_one_that_was_not_stopped(tmp_path: Path, step: int) -> None:
     """Killed in the first step, at the end and at the start of an epoch, and in the last step.
