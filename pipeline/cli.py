@@ -172,11 +172,14 @@ def _execute(
     as_json: bool,
 ) -> None:
     from pipeline.console import Console, draw_summary
+    from pipeline.serving import target_of
 
     with Console(quiet=as_json) as console:
         run_folder = Run(folder, STAGES)
         with run_folder.locked():
             run_folder.resolve(_given(flags), config)
+            if len(stages) == len(STAGES):
+                target_of(run_folder)  # found missing now, not after the dense training
             for stage in stages:
                 run_folder.execute(stage, console)
     if stages[-1].name in ("verify", "package"):

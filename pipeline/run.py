@@ -132,7 +132,14 @@ class Run:
         return path
 
     def document(self, stage: str, file: str) -> Any:
-        return json.loads(self.read(stage, file).read_text(encoding="utf-8"))
+        """A JSON file that an earlier stage wrote."""
+        try:
+            return json.loads(self.read(stage, file).read_text(encoding="utf-8"))
+        except (RecursionError, ValueError) as error:
+            raise MissingInputError(
+                f"{stage}/{file} is damaged: {error}",
+                fix=f"remove {self.folder / stage} and run: pipeline {stage} {self.folder}",
+            ) from error
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to `events.jsonl`."""

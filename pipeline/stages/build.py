@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.options import BuildOptions
 from pipeline.run import Context
-from pipeline.stages.common import build_engine, target_of
+from pipeline.serving import target_of
+from pipeline.stages.common import build_engine
 
 
 def execute(context: Context) -> None:

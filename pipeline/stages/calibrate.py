@@ -17,7 +17,8 @@ from calibration.widths import WidthVector
 from pipeline.files import copy_atomically
 from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
-from pipeline.stages.common import build_engine, skeleton_of, target_of
+from pipeline.serving import target_of
+from pipeline.stages.common import build_engine, skeleton_of
 from targets.timing import measure
 
 DATABASE = "latency.sqlite"

@@ -15,13 +15,12 @@ from pipeline.data.sources import load_data
 from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights
 from pipeline.models.zoo import create_model, input_size_of
-from pipeline.options import CalibrateOptions, PrepareOptions, TraceOptions
+from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
 from pipeline.training import make_fabric
-from targets import load_target
-from targets.base import Target, TargetOptions
-from targets.errors import BuildError, TargetUnavailableError
+from targets.base import Target
+from targets.errors import BuildError
 
 
 def data_of(context: Context) -> ImageData:
@@ -79,21 +78,6 @@ def compact_model(context: Context) -> nn.Module:
     model = shrink(bare_model(context), skeleton_of(context.run), plan_of(context.run))
     load_weights(model, context.run.read("finetune", "weights.safetensors"))
     return model.eval()
-
-
-def target_of(run: Run) -> Target:
-    """The run's target; TargetUnavailableError with every reason if it cannot run here."""
-    options = run.options("calibrate", CalibrateOptions)
-    batch = run.options("trace", TraceOptions).batch
-    target = load_target(
-        options.target, TargetOptions(batch=batch, threads=options.threads or None)
-    )
-    if reasons := target.is_available():
-        raise TargetUnavailableError(
-            f"target {options.target} cannot run here: {'; '.join(reasons)}",
-            fix="see: pipeline targets",
-        )
-    return target
 
 
 def build_engine(target: Target, onnx: bytes, out: Path) -> None:

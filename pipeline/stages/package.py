@@ -13,7 +13,8 @@ from pipeline.data.base import DataCard
 from pipeline.options import PackageOptions
 from pipeline.report import render_report
 from pipeline.run import Context
-from pipeline.stages.common import skeleton_of, target_of
+from pipeline.serving import target_of
+from pipeline.stages.common import skeleton_of
 from pipeline.triton import triton_config
 
 BUNDLE = "bundle"

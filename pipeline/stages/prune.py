@@ -28,8 +28,9 @@ from pipeline.pruning.pruner import make_pruner
 from pipeline.pruning.select import Selector
 from pipeline.pruning.wgates import GateSettings
 from pipeline.run import Context
+from pipeline.serving import target_of
 from pipeline.stages.calibrate import ANCHOR, DATABASE
-from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of, target_of
+from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of
 from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd, top1
 
 NEAR_POINTS = 16  # measured around a plan that missed

@@ -13,7 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.options import TraceOptions
 from pipeline.pruning.groups import trace
 from pipeline.run import Context
-from pipeline.stages.common import data_of, dense_model, target_of
+from pipeline.stages.common import data_of, dense_model
 
 
 def execute(context: Context) -> None:
@@ -28,8 +28,7 @@ def execute(context: Context) -> None:
             fix="give a convolutional network whose layers are analysed",
         )
     skeleton.save(context.partial)
-    multiple = target_of(context.run).channel_multiple
-    feasibility = _feasibility(skeleton, multiple)
+    feasibility = _feasibility(skeleton)
     context.write_json("feasibility.json", feasibility)
     prunable, every = len(skeleton.groups.prunable), len(skeleton.groups.every)
     context.reporter.say(
@@ -39,9 +38,10 @@ def execute(context: Context) -> None:
     )
 
 
-def _feasibility(skeleton: Skeleton, multiple: int) -> dict[str, Any]:
+def _feasibility(skeleton: Skeleton) -> dict[str, Any]:
+    """Counts at the narrowest widths of any target; latency joins in calibrate."""
     groups, cost = skeleton.groups, NetworkCost.of(skeleton)
-    full, floor = groups.full(), groups.floor(multiple)
+    full, floor = groups.full(), groups.floor(1)
     return {
         "macs": cost.macs(full),
         "params": parameter_count(skeleton, full),
@@ -53,7 +53,7 @@ def _feasibility(skeleton: Skeleton, multiple: int) -> dict[str, Any]:
                 "channels": group.channels,
                 "kind": group.kind,
                 "frozen": group.frozen,
-                "floor": legal_widths(group.channels, multiple)[0]
+                "floor": legal_widths(group.channels, 1)[0]
                 if group.frozen is None
                 else group.channels,
             }

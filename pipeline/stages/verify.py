@@ -19,7 +19,8 @@ from pipeline.errors import ParityError
 from pipeline.export import run_onnx
 from pipeline.options import Budget, PrepareOptions, PruneOptions, TraceOptions, VerifyOptions
 from pipeline.run import Context
-from pipeline.stages.common import compact_model, data_of, plan_of, skeleton_of, target_of
+from pipeline.serving import target_of
+from pipeline.stages.common import compact_model, data_of, plan_of, skeleton_of
 from targets.blocks import BlockRun, measure_blocks
 from targets.statistics import bootstrap_ci95
 
