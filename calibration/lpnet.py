@@ -8,7 +8,8 @@ rounding is straight-through: the forward sees the step, the gradient its slope.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -237,6 +238,18 @@ def fit_lpnet(
     return net
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from threads, and lose much where others run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def _train(net: LPNet, kept: Tensor, target: Tensor) -> LPNet:
     """Full-batch AdamW on squared log error, cosine to zero; deterministic by the seed."""
     options = net.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -49,6 +50,9 @@ def main() -> None:
 
     `pipeline run` does the whole line; every stage is a command of its own on a run folder.
     """
+    # idle threads of torch must sleep, not spin: on a shared machine a spinning team waits for
+    # the one thread that was preempted, and a training step takes several times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
