@@ -195,11 +195,11 @@ class ClosedLoop:
             plan = self._select(aim_ms / bias)
             if any(item.plan == plan for item in found):
                 break
-            found.append(self._measure(number, attempt, plan))
+            found.append(self._measure(number, attempt, plan, bias))
             self._tell(found[-1])
             if found[-1].fits:
                 break
-            bias = found[-1].measured_ms / found[-1].predicted_ms
+            bias *= found[-1].measured_ms / found[-1].predicted_ms
         return found
 
     def train_on_masks(self, plan: Plan) -> list[Epoch]:
@@ -239,7 +239,7 @@ class ClosedLoop:
             found = self.lpnet.predict_ms(torch.tensor(kept, dtype=torch.float32, device=device))
         return found.double().cpu().numpy()
 
-    def _measure(self, number: int, attempt: int, plan: Plan) -> Round:
+    def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         """Build the plan's widths and time them; a resumed run reads the result back instead."""
         widths, fingerprint = plan.widths(), self.target.fingerprint()
         measure_all(self.bench, self.database, [widths], precision=0.004)
@@ -249,7 +249,7 @@ class ClosedLoop:
             number,
             attempt,
             plan,
-            predicted_ms=self.lpnet.predict_one_ms(widths),
+            predicted_ms=bias * self.lpnet.predict_one_ms(widths),
             ratio=record.ratio,
             ratio_ci95=record.ratio_ci95,
             anchor_ms=float(self.lpnet.get_buffer("anchor_ms")),

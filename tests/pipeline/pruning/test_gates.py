@@ -267,3 +267,13 @@ def test_a_fresh_model_gates_to_itself() -> None:
         with_gates = model(images)
     with torch.no_grad():
         assert torch.equal(with_gates, model(images))
+
+
+def test_fresh_scores_follow_the_norms_of_the_filters() -> None:
+    network = small_network()
+    scores = gates_of(network).scores(network.model)
+    for group in network.skeleton.groups.prunable:
+        layer = network.model.get_submodule(group.name)
+        norms = layer.weight.detach().flatten(1).abs().mean(1)
+        # the fit is exact up to the ridge: these layers have fewer filters than weights a filter
+        assert torch.equal(scores[group.name].argsort(), norms.argsort()), group.name
