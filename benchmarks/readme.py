@@ -102,9 +102,16 @@ def _remark(arms: dict[str, Any]) -> list[str]:
     best = max(("l1", "uniform"), key=lambda arm: arms[arm]["test"]["top1"])
     lead = 100 * (arms["wgates"]["test"]["top1"] - arms[best]["test"]["top1"])
     side = "ahead of" if lead > 0 else "behind"
+    widths = [arms[arm]["widths"] for arm in ("wgates", "l1", "uniform")]
+    same = (
+        " All three kept the same widths: with padding shortcuts only inner layers can go, none "
+        "below 8 channels, so the budget lies near the floor and only the choice of channels differs."
+        if all(found == widths[0] for found in widths)
+        else ""
+    )
     return [
         f"One seed: W-Gates is {abs(lead):.2f} points {side} the better baseline ({best}); "
-        "the intervals are of 10 000 test images, not of seeds."
+        f"the intervals are of 10 000 test images, not of seeds.{same}"
     ]
 
 

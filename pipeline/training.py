@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,15 @@ from lightning_fabric import Fabric
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.data.base import ImageData, Split
+from pipeline.data.base import ImageData
 from pipeline.errors import DeployError, TrainingError
+from pipeline.evaluation import Top1
 from pipeline.files import write_atomically
 from pipeline.run import Reporter
 
 WARMUP_SHARE = 0.1
-EVALUATION_BATCH = 256
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> scalar
-
-
-@dataclass(frozen=True)
-class Top1:
-    """Share of images whose largest logit is their label's."""
-
-    top1: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -242,73 +233,6 @@ class Trainer:
             )
             return None, {}
         return (document if document["recipe"] == asdict(self.recipe) else None), tensors
-
-
-class BestByValidation:
-    """Keeps the tensors of the epoch with the best validation top-1, on disk."""
-
-    def __init__(self, module: nn.Module, path: Path, measure: Callable[[], Top1]) -> None:
-        self.module, self.path, self.measure = module, path, measure
-
-    def __call__(self) -> Top1:
-        """Measure, and keep the module's tensors if no earlier epoch was better."""
-        found = self.measure()
-        if found.top1 >= self._best():
-            tensors = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
-            write_atomically(self.path, save(tensors, {"val_top1": repr(found.top1)}))
-        return found
-
-    def restore(self) -> None:
-        """Put the best tensors back; does nothing when there was no epoch."""
-        if self.path.exists():
-            self.module.load_state_dict(load(self.path.read_bytes()))
-
-    def _best(self) -> float:
-        if not self.path.exists():
-            return -1.0
-        with safetensors.safe_open(self.path, "pt") as file:
-            return float(file.metadata()["val_top1"])
-
-
-def top1(
-    model: nn.Module,
-    data: ImageData,
-    split: Split,
-    fabric: Fabric,
-    *,
-    around: AbstractContextManager[None] | None = None,
-) -> Top1:
-    """Top-1 of the model, in eval mode, over a whole split."""
-    was_training = model.training
-    model.eval()
-    right = count = 0
-    with torch.no_grad(), fabric.autocast(), around or nullcontext():
-        for images, labels in data.batches(split, EVALUATION_BATCH):
-            predicted = model(images.to(fabric.device)).argmax(1).cpu()
-            right += int((predicted == labels).sum())
-            count += len(labels)
-    model.train(was_training)
-    return Top1(right / count, count)
-
-
-def recalibrate_batch_norm(
-    model: nn.Module, data: ImageData, fabric: Fabric, *, batch: int, batches: int = 50
-) -> None:
-    """Replace running statistics by plain averages over training batches, weights untouched."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average, so that the order does not matter
-    model.train()
-    with torch.no_grad(), fabric.autocast():
-        for index, (images, _) in enumerate(data.train_batches(batch, seed=0, epoch=0)):
-            if index == batches:
-                break
-            model(images.to(fabric.device))
-    model.eval()
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
 
 
 def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:

@@ -20,6 +20,7 @@ from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.errors import ModelError
 from pipeline.export import export_onnx, run_onnx
 from pipeline.pruning.gates import is_filter_bank, masked
+from pipeline.pruning.operators import OPERATORS, not_analysed
 from pipeline.pruning.propagation import Propagation, Use
 from pipeline.pruning.surgery import shrink
 
@@ -34,7 +35,7 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
     """
     proto = onnx.load_from_string(export_onnx(model, example, keep_names=True))
     walk = Propagation(proto, frozenset(model.state_dict()))
-    walk.run()
+    walk.run(OPERATORS, otherwise=not_analysed)
     for node in proto.graph.node:
         if node.name in walk.width_free_reshapes:
             _make_width_free(proto, node, walk.width_free_reshapes[node.name])

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan, legal_widths
+from pipeline.evaluation import Top1, top1
 from pipeline.pruning.gates import FilterGates, Surrogate, gated, widths_of
 from pipeline.pruning.select import Selector
-from pipeline.training import Top1, Trainer, decayed, sgd, top1
+from pipeline.training import Trainer, decayed, sgd
 
 # `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: the gates then
 # take the same path over the training, however long it is, with less noise on the way

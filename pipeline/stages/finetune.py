@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.evaluation import BestByValidation, recalibrate_batch_norm, top1
 from pipeline.models.weights import save_weights
 from pipeline.options import FinetuneOptions, PrepareOptions
 from pipeline.pruning.surgery import shrink
@@ -20,17 +21,7 @@ from pipeline.stages.common import (
     plan_of,
     skeleton_of,
 )
-from pipeline.training import (
-    BestByValidation,
-    Epoch,
-    Recipe,
-    Trainer,
-    decayed,
-    distillation,
-    recalibrate_batch_norm,
-    sgd,
-    top1,
-)
+from pipeline.training import Epoch, Recipe, Trainer, decayed, distillation, sgd
 
 
 def execute(context: Context) -> None:

@@ -6,12 +6,13 @@ from dataclasses import asdict
 
 from torch import nn
 
+from pipeline.evaluation import BestByValidation, top1
 from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
 from pipeline.run import Context
 from pipeline.stages.common import bare_model, data_of, fabric_of
-from pipeline.training import BestByValidation, Epoch, Recipe, Trainer, decayed, sgd, top1
+from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
 
 EPOCHS_FROM_SCRATCH = 16
 

@@ -20,6 +20,7 @@ from calibration.measure import Bench, measure_all
 from calibration.sampling import near
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
+from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
 from pipeline.models.weights import save_weights
 from pipeline.options import Budget, PrepareOptions, PruneOptions
@@ -31,7 +32,7 @@ from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.calibrate import ANCHOR, DATABASE
 from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of
-from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd, top1
+from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted

@@ -15,19 +15,16 @@ from torch import Tensor, nn
 from pipeline.data.base import DataCard
 from pipeline.data.memory import InMemoryImages
 from pipeline.errors import DeployError, TrainingError
+from pipeline.evaluation import BestByValidation, Top1, recalibrate_batch_norm, top1
 from pipeline.training import (
-    BestByValidation,
     Epoch,
     Recipe,
-    Top1,
     Trainer,
     cosine,
     decayed,
     distillation,
     make_fabric,
-    recalibrate_batch_norm,
     sgd,
-    top1,
 )
 
 FABRIC = make_fabric("cpu", "32-true")
