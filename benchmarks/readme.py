@@ -105,7 +105,8 @@ def _remark(arms: dict[str, Any]) -> list[str]:
     widths = [arms[arm]["widths"] for arm in ("wgates", "l1", "uniform")]
     same = (
         " All three kept the same widths: with padding shortcuts only inner layers can go, none "
-        "below 8 channels, so the budget lies near the floor and only the choice of channels differs."
+        "below 8 channels, so the budget lies near the floor and only the choice of channels "
+        "differs."
         if all(found == widths[0] for found in widths)
         else ""
     )
