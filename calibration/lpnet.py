@@ -50,9 +50,9 @@ class HeldOutError:
 class FitOptions:
     """How one LPNet is trained."""
 
-    steps: int = 600
+    steps: int = 1200
     lr: float = 3e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 0.5
     hidden: tuple[int, int] = (256, 64)
     seed: int = 0
 
