@@ -38,7 +38,7 @@ lint-docker: ## lint the Dockerfile, where hadolint is installed
 
 clean: ## remove the environment, caches and the demo; other runs stay
 	rm -rf $(VENV) build dist *.egg-info runs/demo
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
 
 # pip is asked for because an interrupted `venv` leaves a python without it
