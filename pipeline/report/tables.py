@@ -165,7 +165,7 @@ def _floor(floor: Document) -> str:
 def rounds(prune: Document) -> Table | None:
     rows = tuple(
         (
-            count(item["round"]),
+            f"{item['round']}.{item['attempt']}",
             ms(item["predicted_ms"]),
             ms(item["measured_ms"]),
             with_interval(item["ratio"], item["ratio_ci95"], lambda value: f"{value:.3f}"),
@@ -173,7 +173,7 @@ def rounds(prune: Document) -> Table | None:
         )
         for item in prune["rounds"]
     )
-    columns = ("round", "predicted ms", "measured ms", "share of dense, 95 % interval", "met")
+    columns = ("attempt", "predicted ms", "measured ms", "share of dense, 95 % interval", "met")
     return Table("Closed loop", columns, rows, id="rounds") if rows else None
 
 

@@ -143,6 +143,7 @@ def prune() -> dict[str, Any]:
         "rounds": [
             {
                 "round": number,
+                "attempt": 1,
                 "predicted_ms": 0.8812,
                 "measured_ms": measured,
                 "ratio": measured / ANCHOR_MS,
@@ -326,6 +327,7 @@ def test_other_tables(html: str) -> None:
     page = Page(html)
     assert page.tables["frozen"][1:] == [["fc", "10", "inner", "its channels are the classes"]]
     assert [row[-1] for row in page.tables["rounds"][1:]] == ["no", "yes"]
+    assert [row[0] for row in page.tables["rounds"][1:]] == ["1.1", "2.1"]
     assert page.tables["parity"][-1] == ["labels that flipped", "1 of 360"]
     assert ["threads", "2"] in page.tables["fingerprint"]
     assert ["images", "train 1,293, val 144, test 360"] in page.tables["data"]
