@@ -78,7 +78,7 @@ def _summary(
     anchor_ms = float(lpnet.get_buffer("anchor_ms"))
     floor_ratio = next(r.ratio for r in records if r.widths == floor)
     doubtful = [doubt for record in records for doubt in record.doubts]
-    kinds, counts = np.unique([doubt.split(":")[0] for doubt in doubtful], return_counts=True)
+    kinds, counts = np.unique([_subject(doubt) for doubt in doubtful], return_counts=True)
     return {
         "target": options.target,
         "fingerprint": lpnet.fingerprint.to_json(),
@@ -100,3 +100,9 @@ def _summary(
             for kind, count in zip(kinds, counts, strict=True)
         ],
     }
+
+
+def _subject(doubt: str) -> str:
+    """What a doubt is about: "candidate" and "anchor" say so, the rest is the machine's unrest."""
+    subject, colon, _ = doubt.partition(":")
+    return subject if colon else "machine"
