@@ -3,7 +3,7 @@
 # The pipeline in one image.
 #
 #   docker build -t wgates .
-#   docker run --rm -v wgates-runs:/work/runs wgates run --target ort-cpu --budget 0.6x --out runs/demo
+#   docker run --rm -v wgates-runs:/workspace/runs wgates run --target ort-cpu --budget 0.6x --out runs/demo
 #
 # BASE    what lies below Python. The default has no CUDA libraries of its own; that is enough for CPU
 #         targets, and for training on a GPU, because torch brings the CUDA libraries it needs. A target
@@ -59,17 +59,17 @@ LABEL org.opencontainers.image.title="wgates" \
       org.opencontainers.image.description="Prune a CNN to a millisecond budget and hand over a verified engine" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-# /work belongs to everybody, like /tmp, so that `docker run --user "$(id -u)"` can write to a mounted folder
+# /workspace belongs to everybody, like /tmp, so that `docker run --user "$(id -u)"` can write to a mounted folder
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin wgates \
-    && mkdir -p /work/runs \
-    && chown -R wgates:wgates /work \
-    && chmod 1777 /work /work/runs
+    && mkdir -p /workspace/runs \
+    && chown -R wgates:wgates /workspace \
+    && chmod 1777 /workspace /workspace/runs
 COPY --from=builder /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
-    HOME=/work \
+    HOME=/workspace \
     PYTHONUNBUFFERED=1
 USER 10001:10001
-WORKDIR /work
-VOLUME ["/work/runs"]
+WORKDIR /workspace
+VOLUME ["/workspace/runs"]
 ENTRYPOINT ["pipeline"]
 CMD ["--help"]

@@ -239,7 +239,7 @@ def fit_lpnet(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Matrices this small gain nothing from threads, and lose much where others run."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -249,7 +249,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@_one_thread()
+@one_thread()
 def _train(net: LPNet, kept: Tensor, target: Tensor) -> LPNet:
     """Full-batch AdamW on squared log error, cosine to zero; deterministic by the seed."""
     options = net.options

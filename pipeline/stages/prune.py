@@ -217,6 +217,8 @@ class ClosedLoop:
 
     def _solve(self, number: int, aim_ms: float) -> None:
         """Let the method learn; later rounds start where the last one ended and take an epoch."""
+        if self.solving_epochs == 0:  # a baseline that needs no training to decide
+            return
         label = "gates" if number == 1 else f"gates round {number}"
         trainer = self._trainer(label, self.solving_epochs if number == 1 else 1)
         # gates learn under an LPNet without block rounding: with steps, nothing that a gate does

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..pipeline.pruning.networks import one_thread
+from calibration.lpnet import one_thread
 
 
 @pytest.fixture(autouse=True, scope="module")

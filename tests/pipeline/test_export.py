@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from onnx import TensorProto
 from torch import Tensor, nn
 
+from calibration.lpnet import one_thread
 from pipeline.errors import ModelError
 from pipeline.export import INPUT, OPSET, OUTPUT, export_onnx, run_onnx
 
@@ -22,7 +23,6 @@ from .pruning.networks import (
     Net,
     conv,
     named,
-    one_thread,
     pooled,
     seeded,
 )

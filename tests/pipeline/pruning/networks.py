@@ -126,17 +126,6 @@ class Net(nn.Module):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other far longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def seeded(seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
