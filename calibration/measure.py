@@ -10,7 +10,7 @@ from pathlib import Path
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.widths import WidthVector
-from targets.base import Engine, Target
+from targets.base import Engine, Images, Target
 from targets.timing import Comparison, compare
 
 
@@ -21,6 +21,8 @@ class Bench:
     target: Target
     slicer: Slicer
     anchor: Engine
+    batches: tuple[Images, ...] = ()  # training images, for targets that take ranges from them
+    keep_fp32: frozenset[str] = frozenset()  # nodes that the final engine keeps in fp32, too
 
     def compare(
         self, widths: WidthVector, *, precision: float = 0.01, limit_s: float = 3.0
@@ -29,7 +31,9 @@ class Bench:
         # the engine must be a file: what is timed is what would be shipped
         with tempfile.TemporaryDirectory(prefix="wgates-") as folder:
             path = Path(folder) / f"candidate{self.target.engine_suffix}"
-            self.target.build(self.slicer.at_widths(widths), path)
+            self.target.build(
+                self.slicer.at_widths(widths), path, self.batches, keep_fp32=self.keep_fp32
+            )
             with self.target.load(path) as engine:
                 return compare(engine, self.anchor, precision=precision, limit_s=limit_s)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.errors import EngineError
+from targets.errors import EngineError, TargetUnavailableError
 from targets.fingerprint import Fingerprint, allowed_cpus
 from targets.timing import Samples, time_calls
 
@@ -27,17 +27,39 @@ class TargetOptions:
 
     batch: int = 1  # images per call
     threads: int | None = None  # None: as many as the affinity mask allows
+    spinning: bool = True  # idle threads of the runtime wait busily, not asleep
+    device_time: bool = False  # latency is the device's own time, not what the caller waits
+    cuda_graph: bool = False  # replay the network as one captured CUDA graph
+    quantizer: str = ""  # who makes the int8 form; "": whichever the target prefers
+    compute_capabilities: tuple[str, ...] = ()  # GPUs to build for, such as "sm89"; (): this one
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, not {self.batch}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
+        # JSON has lists only
+        object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
 
     @property
     def thread_count(self) -> int:
         """The threads to use: as asked, else one for each CPU of the affinity mask."""
         return len(allowed_cpus()) if self.threads is None else self.threads
+
+    def chosen(self) -> frozenset[str]:
+        """Names of the options that are not at their default."""
+        default = TargetOptions()
+        names = (item.name for item in fields(self))
+        return frozenset(name for name in names if getattr(self, name) != getattr(default, name))
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """A built engine, and what the build had to do for it."""
+
+    engine: Path
+    kept_fp32: tuple[str, ...] = ()  # nodes that a lower precision would have harmed
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON: converter, layers, seconds, ...
 
 
 class Engine(ABC):
@@ -93,25 +115,58 @@ class Target(ABC):
     engine_suffix: str  # of the built file, such as ".onnx" or ".plan"
     channel_multiple: int  # widths that are multiples of this are the ones worth measuring
     channel_block: int  # the runtime computes channels in blocks of this many
+    takes: ClassVar[frozenset[str]] = frozenset({"batch", "threads"})  # options it understands
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions say what is installed
+    install: ClassVar[str] = ""  # the command that brings everything but the device
 
     def __init__(self, options: TargetOptions) -> None:
         self.options = options
+        if unknown := sorted(options.chosen() - self.takes):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+            raise TargetUnavailableError(
+                f"target {self.name} has no option {flags}", fix="leave it out"
+            )
 
     @abstractmethod
     def is_available(self) -> tuple[str, ...]:
         """Every reason why this target cannot run here; empty when it can."""
+
+    def is_buildable(self) -> tuple[str, ...]:
+        """Every reason why engines cannot be built here; a builder may need no device."""
+        return self.is_available()
 
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """Device, versions and settings: latencies compare only when these agree."""
 
     @abstractmethod
-    def build(self, onnx: bytes | Path, out: Path, int8_batches: Iterable[Images] = ()) -> Path:
-        """Build an engine file at `out` from a static-shape ONNX model; BuildError if refused."""
+    def build(
+        self,
+        onnx: bytes | Path,
+        out: Path,
+        batches: Iterable[Images] = (),
+        *,
+        keep_fp32: Collection[str] = (),
+    ) -> BuildRecord:
+        """Build an engine file at `out` from a static-shape fp32 ONNX model.
+
+        `batches` are images of the training split, of any number each: int8 takes its ranges from
+        them, fp16 is held against fp32 on them. Nodes named in `keep_fp32` stay in fp32.
+        BuildError, naming the node where one is to blame, if the runtime refuses the model.
+        """
+
+    def fallback_order(self, onnx: bytes | Path, batches: Iterable[Images]) -> tuple[str, ...]:
+        """Nodes that `keep_fp32` may name, the one whose precision harms the logits most first."""
+        return ()
 
     @abstractmethod
     def load(self, engine: Path) -> Engine:
         """Load a built engine file; EngineError if it is damaged or foreign."""
+
+    def required(self, reasons: tuple[str, ...]) -> None:
+        """TargetUnavailableError with all `reasons`, if there are any."""
+        if reasons:
+            raise TargetUnavailableError(f"{self.name}: {'; '.join(reasons)}", fix=self.install)
 
 
 def _padded(images: Images, batch: int) -> Images:

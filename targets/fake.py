@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx.reference import ReferenceEvaluator
 
-from targets.base import Engine, Images, Logits, Precision, Target, TargetOptions
+from targets.base import BuildRecord, Engine, Images, Logits, Precision, Target, TargetOptions
 from targets.errors import BuildError, EngineError
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
@@ -70,7 +70,14 @@ class FakeTarget(Target):
             clocks="",
         )
 
-    def build(self, onnx: bytes | Path, out: Path, int8_batches: Iterable[Images] = ()) -> Path:
+    def build(
+        self,
+        onnx: bytes | Path,
+        out: Path,
+        batches: Iterable[Images] = (),
+        *,
+        keep_fp32: Collection[str] = (),
+    ) -> BuildRecord:
         model = _checked(onnx if isinstance(onnx, bytes) else onnx.read_bytes())
         signature_of(model, self.options.batch)
         serialised = model.SerializeToString(deterministic=True)
@@ -83,7 +90,7 @@ class FakeTarget(Target):
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(record, indent=1))
         partial.replace(out)
-        return out
+        return BuildRecord(out)
 
     def load(self, engine: Path) -> Engine:
         try:

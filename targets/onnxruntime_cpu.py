@@ -6,15 +6,15 @@ import importlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from targets.base import Engine, Images, Logits, Precision, Target, TargetOptions
-from targets.errors import BuildError, DeployError, EngineError, TargetUnavailableError
+from targets.base import BuildRecord, Engine, Images, Logits, Precision, Target, TargetOptions
+from targets.errors import BuildError, DeployError, EngineError
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.machine import cpu_isa
 from targets.samples import Samples
@@ -36,6 +36,9 @@ class OrtCpu(Target):
     precision: Precision = "fp32"
     engine_suffix = ".onnx"
     channel_multiple = 8
+    takes = frozenset({"batch", "threads", "spinning"})
+    packages = ("onnxruntime", "onnxruntime-gpu")
+    install = INSTALL
 
     def __init__(self, options: TargetOptions) -> None:
         super().__init__(options)
@@ -63,12 +66,19 @@ class OrtCpu(Target):
             settings=(
                 "optimization=all",
                 "execution=sequential",
-                "spinning=on",
+                f"spinning={'on' if self.options.spinning else 'off'}",
                 "interval=host end-to-end",
             ),
         )
 
-    def build(self, onnx: bytes | Path, out: Path, int8_batches: Iterable[Images] = ()) -> Path:
+    def build(
+        self,
+        onnx: bytes | Path,
+        out: Path,
+        batches: Iterable[Images] = (),
+        *,
+        keep_fp32: Collection[str] = (),
+    ) -> BuildRecord:
         runtime = self._runtime()
         options = self._session_options(runtime)
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -82,7 +92,7 @@ class OrtCpu(Target):
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
-        return out
+        return BuildRecord(out)
 
     def load(self, engine: Path) -> Engine:
         runtime = self._runtime()
@@ -95,9 +105,7 @@ class OrtCpu(Target):
         return OrtEngine(runtime, session, self._signature(session, EngineError))
 
     def _runtime(self) -> Any:
-        reasons = self.is_available()
-        if reasons:
-            raise TargetUnavailableError(f"{self.name}: {'; '.join(reasons)}")
+        self.required(self.is_available())
         return importlib.import_module("onnxruntime")
 
     def _session_options(self, runtime: Any) -> Any:
@@ -105,7 +113,9 @@ class OrtCpu(Target):
         options.intra_op_num_threads = self.options.thread_count  # ORT ignores the affinity mask
         options.inter_op_num_threads = 1
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry(
+            "session.intra_op.allow_spinning", str(int(self.options.spinning))
+        )
         options.log_severity_level = ERRORS_ONLY
         return options
 

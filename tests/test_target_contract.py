@@ -53,7 +53,7 @@ def target(request: pytest.FixtureRequest) -> Target:
 def built(target: Target, tmp_path: Path) -> Path:
     out = tmp_path / f"tiny{target.engine_suffix}"
     # int8 targets take their ranges from these; the others let them be
-    return target.build(tiny_model(), out, [images(BATCH)])
+    return target.build(tiny_model(), out, [images(BATCH)]).engine
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_wider_network_takes_longer(target: Target, engine: Engine, tmp_path: 
     wide = target.build(
         tiny_model(width=512), tmp_path / f"wide{target.engine_suffix}", [images(BATCH)]
     )
-    with target.load(wide) as slow:
+    with target.load(wide.engine) as slow:
         slow.time_ms(3), engine.time_ms(3)
         assert np.median(slow.time_ms(9).ms) > 2 * np.median(engine.time_ms(9).ms)
 
@@ -200,5 +200,5 @@ def test_a_foreign_model_is_refused_and_leaves_no_file(target: Target, tmp_path:
 
 def test_a_rebuilt_engine_computes_the_same(target: Target, engine: Engine, tmp_path: Path) -> None:
     again = target.build(tiny_model(), tmp_path / f"again{target.engine_suffix}", [images(BATCH)])
-    with target.load(again) as rebuilt:
+    with target.load(again.engine) as rebuilt:
         assert np.array_equal(rebuilt.infer(images(3)), engine.infer(images(3)))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from calibration.measure import Bench, measure_all
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
-from targets.base import Images, TargetOptions
+from targets.base import BuildRecord, Images, TargetOptions
 from targets.fake import MACS_PER_NS, OVERHEAD_NS, FakeTarget
 
 from .chain import BATCH, chain
@@ -26,11 +26,18 @@ class CountingTarget(FakeTarget):
         self.builds = 0
         self.limit = builds_until_killed
 
-    def build(self, onnx: bytes | Path, out: Path, int8_batches: Iterable[Images] = ()) -> Path:
+    def build(
+        self,
+        onnx: bytes | Path,
+        out: Path,
+        batches: Iterable[Images] = (),
+        *,
+        keep_fp32: Collection[str] = (),
+    ) -> BuildRecord:
         if self.builds == self.limit:
             raise KeyboardInterrupt
         self.builds += 1
-        return super().build(onnx, out, int8_batches)
+        return super().build(onnx, out, batches, keep_fp32=keep_fp32)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,7 @@ def skeleton() -> Skeleton:
 
 @contextmanager
 def bench(skeleton: Skeleton, target: CountingTarget, folder: Path) -> Iterator[Bench]:
-    anchor = FakeTarget(target.options).build(skeleton.onnx_bytes, folder / "anchor.json")
+    anchor = FakeTarget(target.options).build(skeleton.onnx_bytes, folder / "anchor.json").engine
     with target.load(anchor) as engine:
         yield Bench(target, Slicer(skeleton), engine)
 

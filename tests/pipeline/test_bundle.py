@@ -71,7 +71,7 @@ def contents(folder: Path) -> dict[str, Path | bytes]:
     model = tiny_model().SerializeToString()
     target = load_target("fake", TargetOptions(batch=1, threads=2))
     return {
-        "engine.json": target.build(model, folder / "built.json"),
+        "engine.json": target.build(model, folder / "built.json").engine,
         "certificate.json": json.dumps({"verdict": "met"}).encode(),
         "model.onnx": model,
         "report.html": b"<!doctype html>",

@@ -75,4 +75,4 @@ def ort_engine(tmp_path: Path) -> Path:
     target = OrtCpu(TargetOptions(batch=2, threads=1))
     if target.is_available():
         pytest.skip("; ".join(target.is_available()))
-    return target.build(tiny_model(), tmp_path / "tiny.onnx")
+    return target.build(tiny_model(), tmp_path / "tiny.onnx").engine

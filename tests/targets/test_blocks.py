@@ -90,7 +90,7 @@ def test_turns_are_abba_and_fill_their_time(clock: FakeClock) -> None:
 
 
 def test_fresh_processes_measure_every_engine(ort_engine: Path, tmp_path: Path) -> None:
-    wide = OrtCpu(ONE_THREAD).build(tiny_model(width=256), tmp_path / "wide.onnx")
+    wide = OrtCpu(ONE_THREAD).build(tiny_model(width=256), tmp_path / "wide.onnx").engine
     seen: list[int] = []
 
     def stop(run: BlockRun) -> bool:

@@ -53,7 +53,7 @@ def test_depthwise_and_matmul_layers_count() -> None:
 
 def test_timing_answers_at_once_with_the_known_latency(tmp_path: Path) -> None:
     target = FakeTarget(TargetOptions(batch=2))
-    with target.load(target.build(tiny_model(width=16), tmp_path / "e.json")) as engine:
+    with target.load(target.build(tiny_model(width=16), tmp_path / "e.json").engine) as engine:
         samples = engine.time_ms(1_000)
     assert set(samples.wall_ns.tolist()) == {round(known_ns(2, 16))}
 
@@ -61,7 +61,7 @@ def test_timing_answers_at_once_with_the_known_latency(tmp_path: Path) -> None:
 def test_noise_is_repeatable_and_of_the_stated_size(tmp_path: Path) -> None:
     def sampled(seed: int) -> np.ndarray:
         target = FakeTarget(TargetOptions(batch=2), noise=0.05, seed=seed)
-        with target.load(target.build(tiny_model(), tmp_path / "e.json")) as engine:
+        with target.load(target.build(tiny_model(), tmp_path / "e.json").engine) as engine:
             return np.asarray(engine.time_ms(4_000).wall_ns)
 
     first = sampled(1)
@@ -74,8 +74,8 @@ def test_noise_is_repeatable_and_of_the_stated_size(tmp_path: Path) -> None:
 
 def test_a_comparison_finds_the_known_ratio_through_noise(tmp_path: Path) -> None:
     target = FakeTarget(TargetOptions(batch=2), noise=0.02)
-    narrow = target.build(tiny_model(width=8), tmp_path / "narrow.json")
-    wide = target.build(tiny_model(width=64), tmp_path / "wide.json")
+    narrow = target.build(tiny_model(width=8), tmp_path / "narrow.json").engine
+    wide = target.build(tiny_model(width=64), tmp_path / "wide.json").engine
     with target.load(narrow) as candidate, target.load(wide) as anchor:
         found = compare(candidate, anchor)
     assert found.ratio == pytest.approx(known_ns(2, 8) / known_ns(2, 64), rel=0.02)
@@ -92,7 +92,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_engine_is_refused(tmp_path: Path) -> None:
     target = FakeTarget(TargetOptions(batch=2))
-    engine = target.build(tiny_model(), tmp_path / "e.json")
+    engine = target.build(tiny_model(), tmp_path / "e.json").engine
     text = engine.read_text()
     engine.write_text(text.replace('"sha256": "', '"sha256": "0'))
     with pytest.raises(EngineError, match="checksum differs"):

@@ -43,8 +43,8 @@ def test_it_computes_what_an_optimising_session_computes(target: OrtCpu, ort_eng
 
 def test_a_path_builds_the_same_as_its_bytes(target: OrtCpu, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(tiny_model())
-    from_path = target.build(tmp_path / "model.onnx", tmp_path / "a.onnx")
-    from_bytes = target.build(tiny_model(), tmp_path / "b.onnx")
+    from_path = target.build(tmp_path / "model.onnx", tmp_path / "a.onnx").engine
+    from_bytes = target.build(tiny_model(), tmp_path / "b.onnx").engine
     # not byte for byte: ONNX Runtime numbers the nodes it adds in no fixed order
     assert operators_of(from_path.read_bytes()) == operators_of(from_bytes.read_bytes())
     with target.load(from_path) as one, target.load(from_bytes) as other:

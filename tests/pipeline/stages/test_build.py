@@ -9,12 +9,12 @@ import pytest
 
 from pipeline.errors import BuildError, DeployError
 from pipeline.stages.common import build_engine
-from targets.base import TargetOptions
+from targets.base import BuildRecord, TargetOptions
 from targets.fake import FakeTarget
 
 
 class Refusing(FakeTarget):
-    def build(self, onnx: object, out: Path, int8_batches: object = ()) -> Path:
+    def build(self, *_: object, **__: object) -> BuildRecord:
         raise BuildError("the runtime refused the model")
 
 
