@@ -118,6 +118,7 @@ class Target(ABC):
     takes: ClassVar[frozenset[str]] = frozenset({"batch", "threads"})  # options it understands
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions say what is installed
     install: ClassVar[str] = ""  # the command that brings everything but the device
+    triton_backend: ClassVar[str] = ""  # of Triton's that serves the engine; "": none does
 
     def __init__(self, options: TargetOptions) -> None:
         self.options = options
@@ -162,6 +163,10 @@ class Target(ABC):
     @abstractmethod
     def load(self, engine: Path) -> Engine:
         """Load a built engine file; EngineError if it is damaged or foreign."""
+
+    def served_files(self, engine: Path) -> Mapping[str, bytes]:
+        """Files of a Triton model's version folder, by name, that serve this very engine."""
+        return {f"model{self.engine_suffix}": engine.read_bytes()}
 
     def required(self, reasons: tuple[str, ...]) -> None:
         """TargetUnavailableError with all `reasons`, if there are any."""

@@ -39,6 +39,7 @@ class OrtCpu(Target):
     takes = frozenset({"batch", "threads", "spinning"})
     packages = ("onnxruntime", "onnxruntime-gpu")
     install = INSTALL
+    triton_backend = "onnxruntime"
 
     def __init__(self, options: TargetOptions) -> None:
         super().__init__(options)
