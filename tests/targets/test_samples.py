@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +10,17 @@ from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, percentile_of, required_samples
 
 MS = 1_000_000
+EVERY_COLUMN = (
+    "wall_ns",
+    "cpu_ns",
+    "involuntary_switches",
+    "withheld",
+    "device_ns",
+    "gpu_mhz",
+    "gpu_mw",
+    "gpu_throttle",
+    "gpu_foreign",
+)
 
 
 def samples_of(wall_ms: list[float], switches: list[int] | None = None) -> Samples:
@@ -90,7 +102,7 @@ def test_round_trips_through_json_and_bytes(wall_ms: list[float]) -> None:
     )
     assert Samples.from_json(json.loads(json.dumps(samples.to_json()))) == samples
     assert Samples.from_bytes(samples.to_bytes()) == samples
-    assert len(samples.to_bytes()) == 32 + 24 * len(wall_ms)
+    assert len(samples.to_bytes()) == 40 + 24 * len(wall_ms)
 
 
 def test_damaged_bytes_are_refused() -> None:
@@ -106,6 +118,122 @@ def test_json_with_other_fields_is_refused() -> None:
     record = samples_of([1.0]).to_json() | {"unit": "s"}
     with pytest.raises(ValueError, match="unit"):
         Samples.from_json(record)
+
+
+# optional columns
+
+
+def gpu_samples(wall_ms: list[float], **columns: list[int]) -> Samples:
+    """Samples with these wall times and optional columns."""
+    plain = samples_of(wall_ms)
+    arrays = {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
+    return Samples(plain.wall_ns, plain.cpu_ns, plain.involuntary_switches, **arrays)  # type: ignore[arg-type]
+
+
+def full(n: int, *, judged: Literal["wall", "device"]) -> Samples:
+    """Samples with every column, no two alike."""
+    columns = [np.arange(n) + 10 * index for index in range(9)]
+    named = dict(zip(EVERY_COLUMN, columns, strict=True))
+    return Samples(**named, steal_ticks=1, throttled_us=2, judged=judged)
+
+
+@pytest.mark.parametrize("judged", ["wall", "device"])
+@pytest.mark.parametrize("n", [0, 3])
+def test_every_column_round_trips(n: int, judged: Literal["wall", "device"]) -> None:
+    samples = full(n, judged=judged)
+    for again in (
+        Samples.from_json(json.loads(json.dumps(samples.to_json()))),
+        Samples.from_bytes(samples.to_bytes()),
+    ):
+        assert again == samples
+        assert again.judged == judged
+        for index, name in enumerate(EVERY_COLUMN):
+            assert getattr(again, name).tolist() == [10 * index + i for i in range(n)]
+    assert len(samples.to_bytes()) == 40 + 72 * n
+
+
+@pytest.mark.parametrize("name", EVERY_COLUMN[3:])
+def test_one_optional_column_round_trips_alone(name: str) -> None:
+    samples = gpu_samples([1.0, 2.0], **{name: [3, 4]})
+    again = Samples.from_bytes(samples.to_bytes())
+    others = [getattr(again, other) for other in EVERY_COLUMN[3:] if other != name]
+    assert getattr(again, name).tolist() == [3, 4]
+    assert others == [None] * 5
+    assert Samples.from_json(samples.to_json()) == samples
+    assert samples != samples_of([1.0, 2.0])
+
+
+def test_device_time_judges_where_asked() -> None:
+    columns = full(3, judged="wall").to_json() | {"device_ns": [4 * MS, 6 * MS, 5 * MS]}
+    by_wall = Samples.from_json(columns)
+    by_device = Samples.from_json(columns | {"judged": "device", "involuntary_switches": [0, 1, 0]})
+    assert by_wall.ms.tolist() == [0.0, 1e-6, 2e-6]
+    assert by_device.ms.tolist() == [4.0, 6.0, 5.0]
+    assert by_device.split(2)[1].ms.tolist() == [5.0]
+
+
+def test_device_time_is_needed_to_judge_by_it() -> None:
+    record = samples_of([1.0]).to_json()
+    with pytest.raises(ValueError, match="need device_ns"):
+        Samples.from_json(record | {"judged": "device"})
+    with pytest.raises(ValueError, match="not 'sun'"):
+        Samples.from_json(record | {"judged": "sun"})
+    with pytest.raises(ValueError, match="need the columns cpu_ns"):
+        Samples.from_json(record | {"cpu_ns": None})
+
+
+def test_every_column_concatenates_and_splits() -> None:
+    samples = full(4, judged="device")
+    pieces = samples.split(3)
+    assert [len(piece) for piece in pieces] == [3, 1]
+    joined = Samples.concatenate(pieces)
+    assert joined.judged == "device"
+    for name in EVERY_COLUMN:
+        assert getattr(joined, name).tolist() == getattr(samples, name).tolist()
+    assert (joined.steal_ticks, joined.throttled_us) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [gpu_samples([1.0]), gpu_samples([1.0], device_ns=[1], gpu_mhz=[5])],
+    ids=["missing", "more"],
+)
+def test_samples_with_other_columns_do_not_concatenate(other: Samples) -> None:
+    with pytest.raises(ValueError, match="different columns"):
+        Samples.concatenate([gpu_samples([1.0], device_ns=[1]), other])
+
+
+def test_calls_that_were_kept_from_the_cpu_are_left_out() -> None:
+    samples = gpu_samples([1.0, 9.0, 1.0, 1.0], withheld=[0, 1, 0, 0])
+    assert samples.clean.tolist() == [True, False, True, True]
+    assert samples.clean_ms.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "doubt"),
+    [
+        (
+            {"gpu_throttle": [0x24, 0x4, 0x1, 0x2]},
+            "the GPU was throttled during 50% of the calls (power cap, "
+            "thermal slowdown by software)",
+        ),
+        (
+            {"gpu_foreign": [0, 2, 0, 1]},
+            "up to 2 foreign processes were on the GPU during 50% of the calls",
+        ),
+        (
+            {"gpu_mhz": [1000, 1000, 1500, 1500]},
+            "the GPU's clock moved between 1000 and 1500 MHz",
+        ),
+    ],
+)
+def test_the_gpu_gives_reasons_for_doubt(columns: dict[str, list[int]], doubt: str) -> None:
+    assert gpu_samples([1.0] * 4, **columns).doubts() == (doubt,)
+
+
+def test_an_idle_or_steady_gpu_gives_none() -> None:
+    quiet = {"gpu_throttle": [0x1, 0x2, 0x0], "gpu_foreign": [0] * 3, "gpu_mhz": [1980, 1965, 1980]}
+    assert gpu_samples([1.0] * 3, **quiet).doubts() == ()
 
 
 # statistics
