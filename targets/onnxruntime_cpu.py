@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from targets.base import BuildRecord, Engine, Images, Logits, Precision, Target, TargetOptions
+from targets.base import BuildRecord, Engine, Images, Precision, Target, TargetOptions
 from targets.errors import BuildError, DeployError, EngineError
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.machine import cpu_isa
-from targets.samples import Samples
-from targets.signature import Port, Signature, check_signature
+from targets.onnxruntime_session import OrtEngine, open_session, ports, stamp, translated
+from targets.signature import Signature, check_signature
 
 PROVIDER = "CPUExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cpu]'"
-ROTATED_INPUTS = 3  # tensors that successive calls rotate over
 ERRORS_ONLY = 3  # hides the warning that a saved graph fits this kind of machine only
 
 # stamped into the engine: a graph for another CPU family would compute nonsense
@@ -86,10 +81,10 @@ class OrtCpu(Target):
         partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{self.engine_suffix}")
         options.optimized_model_filepath = str(partial)
         try:
-            with _translated(BuildError, "ONNX Runtime refused the model"):
-                session = _cpu_session(runtime, onnx, options, BuildError)
+            with translated(BuildError, "ONNX Runtime refused the model"):
+                session = open_session(runtime, onnx, options, (PROVIDER,), BuildError)
             self._signature(session, BuildError)
-            _stamp(partial, {STAMP_TARGET: self.name, STAMP_BLOCK: str(self.channel_block)})
+            stamp(partial, {STAMP_TARGET: self.name, STAMP_BLOCK: str(self.channel_block)})
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
@@ -100,8 +95,8 @@ class OrtCpu(Target):
         options = self._session_options(runtime)
         # the file is optimised already: exactly what was built and verified is what runs
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with _translated(EngineError, f"cannot load {engine}"):
-            session = _cpu_session(runtime, engine, options, EngineError)
+        with translated(EngineError, f"cannot load {engine}"):
+            session = open_session(runtime, engine, options, (PROVIDER,), EngineError)
         self._check_stamp(session.get_modelmeta().custom_metadata_map, engine)
         return OrtEngine(runtime, session, self._signature(session, EngineError))
 
@@ -122,8 +117,8 @@ class OrtCpu(Target):
 
     def _signature(self, session: Any, error: type[DeployError]) -> Signature:
         return check_signature(
-            _ports(session.get_inputs()),
-            _ports(session.get_outputs()),
+            ports(session.get_inputs()),
+            ports(session.get_outputs()),
             batch=self.options.batch,
             error=error,
         )
@@ -136,95 +131,3 @@ class OrtCpu(Target):
         if block != str(self.channel_block):
             built_for = f"a CPU with channel blocks of {block}, here they are {self.channel_block}"
             raise EngineError(f"{engine} was built for {built_for}", fix=fix)
-
-
-class OrtEngine(Engine):
-    """A session with inputs and outputs bound in advance."""
-
-    def __init__(self, runtime: Any, session: Any, signature: Signature) -> None:
-        self.input_shape = signature.input_shape
-        self._signature = signature
-        self._session = session
-        bindings = _bound_inputs(runtime, session, signature)
-        self._bindings = itertools.cycle(bindings)
-
-    def infer_batch(self, images: Images) -> Logits:
-        self._check_open()
-        with _translated(EngineError, "the engine failed"):
-            feed = {self._signature.input_name: images}
-            (logits,) = self._session.run([self._signature.output_name], feed)
-        return np.asarray(logits, dtype=np.float32)
-
-    def call(self) -> None:
-        self._check_open()
-        self._session.run_with_iobinding(next(self._bindings))
-
-    def time_ms(self, n: int) -> Samples:
-        # translated out here: inside `call` it would be part of every timed call
-        with _translated(EngineError, "the engine failed"):
-            return super().time_ms(n)
-
-    def close(self) -> None:
-        self._bindings = itertools.cycle(())
-        self._session = None
-
-    def _check_open(self) -> None:
-        if self._session is None:
-            raise EngineError("the engine was closed")
-
-
-def _cpu_session(runtime: Any, model: bytes | Path, options: Any, error: type[DeployError]) -> Any:
-    source = model if isinstance(model, bytes) else str(model)
-    session = runtime.InferenceSession(source, options, providers=[PROVIDER])
-    given = session.get_providers()
-    if given != [PROVIDER]:
-        raise error(f"asked for {PROVIDER} only, ONNX Runtime gave {', '.join(given)}")
-    return session
-
-
-def _bound_inputs(runtime: Any, session: Any, signature: Signature) -> list[Any]:
-    """Bindings of a few random inputs, each with its output allocated."""
-    generator = np.random.default_rng(0)
-    bindings = []
-    for _ in range(ROTATED_INPUTS):
-        images = generator.standard_normal(signature.input_shape, dtype=np.float32)
-        logits = np.zeros((signature.input_shape[0], signature.classes), np.float32)
-        binding = session.io_binding()
-        binding.bind_ortvalue_input(
-            signature.input_name, runtime.OrtValue.ortvalue_from_numpy(images)
-        )
-        binding.bind_ortvalue_output(
-            signature.output_name, runtime.OrtValue.ortvalue_from_numpy(logits)
-        )
-        bindings.append(binding)
-    return bindings
-
-
-def _ports(arguments: Sequence[Any]) -> list[Port]:
-    return [Port(a.name, tuple(a.shape), a.type == "tensor(float)") for a in arguments]
-
-
-def _stamp(engine: Path, entries: dict[str, str]) -> None:
-    """Add metadata to an ONNX file; protobuf messages merge when written one after the other."""
-    onnx = importlib.import_module("onnx")
-    addition = onnx.ModelProto()
-    for key, value in entries.items():
-        addition.metadata_props.add(key=key, value=value)
-    with engine.open("ab") as file:
-        file.write(addition.SerializeToString())
-
-
-@contextmanager
-def _translated(error: type[DeployError], context: str) -> Iterator[None]:
-    """Turn ONNX Runtime's own exceptions into `error`; they share no base class but Exception."""
-    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    own = tuple(
-        kind
-        for kind in vars(state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    )
-    try:
-        yield
-    except own as refused:
-        message = " ".join(str(refused).split())
-        raise error(f"{context}: {message}") from refused

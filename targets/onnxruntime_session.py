@@ -1,0 +1,124 @@
+"""What every adapter of ONNX Runtime shares: sessions, stamps, error translation, the engine."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.base import Engine, Images, Logits
+from targets.errors import DeployError, EngineError
+from targets.samples import Samples
+from targets.signature import Port, Signature
+
+ROTATED_INPUTS = 3  # tensors that successive calls rotate over
+EXPORT_AGAIN = "export the network again, without it if the runtime lacks an operator"
+
+
+class OrtEngine(Engine):
+    """A session with inputs and outputs bound in advance."""
+
+    def __init__(self, runtime: Any, session: Any, signature: Signature) -> None:
+        self.input_shape = signature.input_shape
+        self._signature = signature
+        self._session = session
+        bindings = _bound_inputs(runtime, session, signature)
+        self._bindings = itertools.cycle(bindings)
+
+    def infer_batch(self, images: Images) -> Logits:
+        self._check_open()
+        with translated(EngineError, "the engine failed"):
+            feed = {self._signature.input_name: images}
+            (logits,) = self._session.run([self._signature.output_name], feed)
+        return np.asarray(logits, dtype=np.float32)
+
+    def call(self) -> None:
+        self._check_open()
+        self._session.run_with_iobinding(next(self._bindings))
+
+    def time_ms(self, n: int) -> Samples:
+        # translated out here: inside `call` it would be part of every timed call
+        with translated(EngineError, "the engine failed"):
+            return super().time_ms(n)
+
+    def close(self) -> None:
+        self._bindings = itertools.cycle(())
+        self._session = None
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise EngineError("the engine was closed")
+
+
+def _bound_inputs(runtime: Any, session: Any, signature: Signature) -> list[Any]:
+    """Bindings of a few random inputs, each with its output allocated."""
+    generator = np.random.default_rng(0)
+    bindings = []
+    for _ in range(ROTATED_INPUTS):
+        images = generator.standard_normal(signature.input_shape, dtype=np.float32)
+        logits = np.zeros((signature.input_shape[0], signature.classes), np.float32)
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(
+            signature.input_name, runtime.OrtValue.ortvalue_from_numpy(images)
+        )
+        binding.bind_ortvalue_output(
+            signature.output_name, runtime.OrtValue.ortvalue_from_numpy(logits)
+        )
+        bindings.append(binding)
+    return bindings
+
+
+def open_session(
+    runtime: Any,
+    model: bytes | Path,
+    options: Any,
+    providers: Sequence[str],
+    error: type[DeployError],
+) -> Any:
+    """A session on exactly these providers; `error` where ONNX Runtime fell back to others."""
+    source = model if isinstance(model, bytes) else str(model)
+    session = runtime.InferenceSession(source, options, providers=list(providers))
+    given = session.get_providers()
+    if given != list(providers):
+        asked = ", ".join(providers)
+        raise error(f"asked for {asked} only, ONNX Runtime gave {', '.join(given)}")
+    return session
+
+
+def ports(arguments: Sequence[Any]) -> list[Port]:
+    """Inputs or outputs of a session as `Port`s."""
+    return [Port(a.name, tuple(a.shape), a.type == "tensor(float)") for a in arguments]
+
+
+def stamp(engine: Path, entries: Mapping[str, str]) -> None:
+    """Add metadata to an ONNX file; protobuf messages merge when written one after the other."""
+    onnx = importlib.import_module("onnx")
+    addition = onnx.ModelProto()
+    for key, value in entries.items():
+        addition.metadata_props.add(key=key, value=value)
+    with engine.open("ab") as file:
+        file.write(addition.SerializeToString())
+
+
+@contextmanager
+def translated(error: type[DeployError], context: str, model: Any = None) -> Iterator[None]:
+    """Turn ONNX Runtime's own exceptions into `error`; they share no base class but Exception.
+
+    With a ModelProto as `model`, the nodes that ONNX Runtime blames are named.
+    """
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    own = tuple(
+        kind
+        for kind in vars(state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    )
+    try:
+        yield
+    except own as refused:
+        message = " ".join(str(refused).split())
+        raise error(f"{context}: {message}") from refused
