@@ -23,6 +23,7 @@ def without_round_trips(model: Any) -> Any:
         if below is not None and _is_half_cast(below):
             originals[node.output[0]] = below.input[0]
     outputs = {value.name for value in graph.output}
+    _replace_nodes(graph, [n for n in graph.node if originals.keys().isdisjoint(n.output)])
     # a graph's output keeps its name, so there it is the original that is renamed
     renamed = {old: new for new, old in originals.items() if new in outputs}
     for node in graph.node:
@@ -31,7 +32,7 @@ def without_round_trips(model: Any) -> Any:
             node.input[position] = renamed.get(name, name)
         for position, name in enumerate(node.output):
             node.output[position] = renamed.get(name, name)
-    _drop_idle_casts(graph, outputs)
+    _drop_unread_casts(graph, outputs)
     _sort(graph)
     return model
 
@@ -58,19 +59,14 @@ def _is_half_cast(node: Any) -> bool:
     return bool(_casts_to(node) == importlib.import_module("onnx").TensorProto.FLOAT16)
 
 
-def _drop_idle_casts(graph: Any, outputs: set[str]) -> None:
-    """Remove casts that nobody reads, until none is left, and those onto themselves."""
+def _drop_unread_casts(graph: Any, outputs: set[str]) -> None:
     while True:
-        read = {name for n in graph.node for name in n.input if name not in n.output} | outputs
-        idle = [n for n in graph.node if n.op_type == "Cast" and _is_idle(n, read)]
-        if not idle:
+        read = {name for node in graph.node for name in node.input} | outputs
+        unread = [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in read]
+        if not unread:
             return
-        for node in idle:
+        for node in unread:
             graph.node.remove(node)
-
-
-def _is_idle(node: Any, read: set[str]) -> bool:
-    return node.output[0] not in read or node.input[0] == node.output[0]
 
 
 def _sort(graph: Any) -> None:
