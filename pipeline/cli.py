@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
-from pipeline.options import Budget, complaint
+from pipeline.options import Budget, Share, complaint
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
@@ -32,6 +32,23 @@ class BudgetType(click.ParamType[str]):
             return str(Budget.parse(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class ShareType(click.ParamType[float]):
+    """A share: 0.01 or 1%."""
+
+    name = "share"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        number, percent, rest = str(value).strip().partition("%")
+        try:
+            return float(number) / (100 if percent else 1) if not rest else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a share: write 0.01 or 1%", param, ctx)
 
 
 class InOrder(click.Group):
@@ -64,6 +81,8 @@ def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
         click_type = inner[0] if inner else kind
     if item.name == "budget":
         click_type = BudgetType()
+    elif click_type is Share:
+        click_type = ShareType()
     elif click_type is Path:
         click_type = click.Path(path_type=Path)
     name = item.name.replace("_", "-")
@@ -75,7 +94,9 @@ def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
         return value
 
     return click.option(
-        f"--{name}/--no-{name}" if click_type is bool else f"--{name}",
+        f"--{name}/--{item.metadata['negative'] or f'no-{name}'}"
+        if click_type is bool
+        else f"--{name}",
         item.name,
         type=None if click_type is bool else click_type,
         default=None,

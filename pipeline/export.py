@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import warnings
+from collections import defaultdict
 
 import numpy as np
 import onnx
@@ -75,8 +77,10 @@ def _clean(model: object, *, fold: bool) -> onnx.ModelProto:
         passes.ShapeInferencePass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # stack traces with local paths
     proto = onnx_ir.to_proto(model)
-    for index, node in enumerate(proto.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+    # Conv_3 is the same convolution in the skeleton and in the final graph, and in any export
+    counters: dict[str, itertools.count[int]] = defaultdict(itertools.count)
+    for node in proto.graph.node:
+        node.name = f"{node.op_type}_{next(counters[node.op_type])}"
     _drop_zero_biases(proto)
     return proto
 

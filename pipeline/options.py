@@ -10,16 +10,20 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NewType, Self
 
+Share = NewType("Share", float)  # a flag may say "1%", TOML and the field say 0.01
 Percentile = Literal["p50", "p90", "p99"]
 
 
-def option(default: Any, text: str, **bounds: float) -> Any:
-    """A field with its help text; `bounds` are `least`, `most`, `above` and `below`."""
+def option(default: Any, text: str, *, negative: str = "", **bounds: float) -> Any:
+    """A field with its help text; `bounds` are `least`, `most`, `above` and `below`.
+
+    `negative` is what the flag of a switch is called when it is off: "" makes it --no-NAME.
+    """
     unknown = bounds.keys() - _BOUNDS
     assert not unknown, unknown
-    return field(default=default, metadata={"help": text, "bounds": bounds})
+    return field(default=default, metadata={"help": text, "bounds": bounds, "negative": negative})
 
 
 _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
@@ -80,6 +84,7 @@ def complaint(options: type, name: str, value: Any) -> str | None:
         choices = typing.get_args(kind)
         return None if value in choices else f"it is one of {', '.join(choices)}"
     plain: Any = next((part for part in typing.get_args(kind) if part is not NoneType), kind)
+    plain = getattr(plain, "__supertype__", plain)
     taken, words = _TAKEN[plain]
     # Python's True is an int, TOML's is not
     if not isinstance(value, taken) or (isinstance(value, bool) and plain is not bool):
@@ -142,9 +147,23 @@ class CalibrateOptions:
     threads: int = option(
         1, "threads of the engine; 0: as many as the affinity mask allows", least=0
     )
+    spinning: bool = option(True, "let idle threads of the engine wait busily (ONNX Runtime)")
+    device_time: bool = option(
+        False,
+        "latency is the GPU's own time, or what the caller waits, copies included",
+        negative="end-to-end",
+    )
+    cuda_graph: bool = option(False, "replay the network as one captured CUDA graph")
+    quantizer: str = option(
+        "auto", "who makes the int8 form; auto: whichever of the target's measures better"
+    )
+    range_images: int = option(128, "training images that int8 takes its ranges from", least=1)
+    precision_loss: Share = option(
+        Share(0.01), "most top-1 that fp16 or int8 may lose on validation", least=0, below=1
+    )
     samples: int = option(200, "width vectors to measure", least=1)
-    sample_precision: float = option(
-        0.01, "wished half 95 % interval of one latency ratio", above=0
+    precision: Share = option(
+        Share(0.01), "stop timing a candidate when half its 95 % interval is this narrow", above=0
     )
 
 
@@ -200,8 +219,11 @@ class VerifyOptions:
 
     processes: int = option(12, "most fresh processes to measure in", least=1)
     block_seconds: float = option(0.3, "seconds of one timed block", above=0)
-    engine_tolerance: float = option(
-        1e-3, "largest |torch - engine| over the largest |logit|", least=0
+    engine_tolerance: float | None = option(
+        None,
+        "largest |torch - engine| over the largest |logit| "
+        "(1e-3 in fp32, 2e-2 in fp16; int8 is held to --precision-loss)",
+        least=0,
     )
 
 

@@ -8,17 +8,42 @@ from targets import load_target
 from targets.base import Target, TargetOptions
 from targets.errors import TargetUnavailableError
 
+SETTLED = "precision.json"  # of calibrate: the int8 form, and the nodes that stay in fp32
 
-def target_of(run: Run) -> Target:
-    """The run's target; TargetUnavailableError with every reason if it cannot run here."""
+
+def target_of(run: Run, *, quantizer: str | None = None) -> Target:
+    """The run's target; TargetUnavailableError with every reason if it cannot run here.
+
+    `quantizer` overrides the run's own; None: as asked, or as calibrate settled it.
+    """
     options = run.options("calibrate", CalibrateOptions)
-    batch = run.options("trace", TraceOptions).batch
     target = load_target(
-        options.target, TargetOptions(batch=batch, threads=options.threads or None)
+        options.target,
+        TargetOptions(
+            batch=run.options("trace", TraceOptions).batch,
+            threads=options.threads or None,
+            spinning=options.spinning,
+            device_time=options.device_time,
+            cuda_graph=options.cuda_graph,
+            quantizer=_quantizer(run, options) if quantizer is None else quantizer,
+        ),
     )
     if reasons := target.is_available():
         raise TargetUnavailableError(
             f"target {options.target} cannot run here: {'; '.join(reasons)}",
-            fix="see: pipeline targets",
+            fix=f"see: pipeline targets --explain {options.target}",
         )
     return target
+
+
+def settled_keep_fp32(run: Run) -> tuple[str, ...]:
+    """The nodes that calibrate found must stay in fp32."""
+    return tuple(run.document("calibrate", SETTLED)["kept_fp32"])
+
+
+def _quantizer(run: Run, options: CalibrateOptions) -> str:
+    if options.quantizer != "auto":
+        return options.quantizer
+    if not (run.folder / "calibrate" / SETTLED).exists():
+        return ""
+    return str(run.document("calibrate", SETTLED)["quantizer"])

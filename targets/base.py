@@ -156,6 +156,10 @@ class Target(ABC):
         BuildError, naming the node where one is to blame, if the runtime refuses the model.
         """
 
+    def quantizers(self) -> tuple[str, ...]:
+        """Values of the option `quantizer` that can be used here, the preferred one first."""
+        return ()
+
     def fallback_order(self, onnx: bytes | Path, batches: Iterable[Images]) -> tuple[str, ...]:
         """Nodes that `keep_fp32` may name, the one whose precision harms the logits most first."""
         return ()

@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "calibrate",
-            ("trace",),
+            ("prepare", "trace"),
             CalibrateOptions,
             "pipeline.stages.calibrate:execute",
             "latency database and LPNet for the target",
@@ -62,7 +62,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "build",
-            ("calibrate", "export"),
+            ("prepare", "calibrate", "export"),
             BuildOptions,
             "pipeline.stages.build:execute",
             "optimised engine of the target",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pipeline.options import BuildOptions
 from pipeline.run import Context
-from pipeline.serving import target_of
+from pipeline.serving import settled_keep_fp32, target_of
 from pipeline.stages.common import build_engine
+from pipeline.stages.precision import Referee
 
 
 def execute(context: Context) -> None:
@@ -17,15 +18,16 @@ def execute(context: Context) -> None:
     model = context.run.read("export", "model.onnx").read_bytes()
     engine = context.partial / f"engine{target.engine_suffix}"
     dense = context.partial / f"dense{target.engine_suffix}"
-    build_engine(target, context.run.read("export", "dense.onnx").read_bytes(), dense)
-    builds = []
-    for index in range(max(1, context.options(BuildOptions).builds)):
-        out = engine if index == 0 else engine.with_stem(f"repeat{index}")
+    referee, keep = Referee(context, target), settled_keep_fp32(context.run)
+    made_dense = referee.build(context.run.read("export", "dense.onnx").read_bytes(), dense, keep)
+    made = referee.build(model, engine, keep)
+    builds = [{"seconds": made.seconds, **_describe(engine)}]
+    for index in range(1, context.options(BuildOptions).builds):
+        repeat = engine.with_stem(f"repeat{index}")
         started = time.perf_counter()
-        build_engine(target, model, out)
-        builds.append({"seconds": time.perf_counter() - started, **_describe(out)})
-        if index:
-            out.unlink()
+        build_engine(target, model, repeat, referee.batches, keep_fp32=made.record.kept_fp32)
+        builds.append({"seconds": time.perf_counter() - started, **_describe(repeat)})
+        repeat.unlink()
     context.write_json(
         "build.json",
         {
@@ -33,7 +35,9 @@ def execute(context: Context) -> None:
             "dense": dense.name,
             "builds": builds,
             "identical": len({build["sha256"] for build in builds}) == 1,
+            "engine_bytes": engine.stat().st_size,
             "dense_bytes": dense.stat().st_size,
+            "precision": {"engine": made.to_json(), "dense": made_dense.to_json()},
         },
     )
 

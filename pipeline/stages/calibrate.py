@@ -18,7 +18,8 @@ from pipeline.files import copy_atomically
 from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
-from pipeline.stages.common import build_engine, skeleton_of
+from pipeline.stages.common import skeleton_of
+from pipeline.stages.precision import settle
 from targets.timing import measure
 
 DATABASE = "latency.sqlite"
@@ -26,22 +27,29 @@ ANCHOR = "anchor"
 
 
 def execute(context: Context) -> None:
-    options, target = context.options(CalibrateOptions), target_of(context.run)
-    skeleton = skeleton_of(context.run)
+    options, skeleton = context.options(CalibrateOptions), skeleton_of(context.run)
+    suffix = target_of(context.run).engine_suffix
+    settled = settle(context, skeleton.onnx_bytes, context.partial / f"{ANCHOR}{suffix}")
+    target = settled.target
     seed = context.run.options("prepare", PrepareOptions).seed
     fingerprint = target.fingerprint()
     wanted = first_widths(skeleton.groups, target.channel_multiple, options.samples, seed=seed)
     earlier = context.run.folder / "calibrate" / DATABASE
     if earlier.exists() and not (context.partial / DATABASE).exists():
         copy_atomically(earlier, context.partial / DATABASE)  # what was measured stays measured
-    anchor = context.partial / f"{ANCHOR}{target.engine_suffix}"
-    build_engine(target, skeleton.onnx_bytes, anchor)
+    anchor = settled.dense.record.engine
     with LatencyDatabase(context.partial / DATABASE) as database, target.load(anchor) as engine:
         measure_all(
-            Bench(target, Slicer(skeleton), engine),
+            Bench(
+                target,
+                Slicer(skeleton),
+                engine,
+                settled.referee.candidate_batches,
+                settled.keep_fp32,
+            ),
             database,
             wanted,
-            precision=options.sample_precision,
+            precision=options.precision,
             on_done=lambda done, total: context.reporter.progress("measure widths", done, total),
         )
         records = database.records(skeleton.sha256, fingerprint)

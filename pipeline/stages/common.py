@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
 from pipeline.training import make_fabric
-from targets.base import Target
+from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
 
 
@@ -80,10 +81,17 @@ def compact_model(context: Context) -> nn.Module:
     return model.eval()
 
 
-def build_engine(target: Target, onnx: bytes, out: Path) -> None:
+def build_engine(
+    target: Target,
+    onnx: bytes,
+    out: Path,
+    batches: Sequence[Images] = (),
+    *,
+    keep_fp32: Collection[str] = (),
+) -> BuildRecord:
     """Build, and tell a full disk from a model that the runtime refused."""
     try:
-        target.build(onnx, out)
+        return target.build(onnx, out, batches, keep_fp32=keep_fp32)
     except BuildError:
         # runtimes do not say why they cannot write; a file of that size says it
         write_atomically(out, bytes(2 * len(onnx)))

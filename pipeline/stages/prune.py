@@ -29,9 +29,10 @@ from pipeline.pruning.pruner import make_pruner
 from pipeline.pruning.select import Selector
 from pipeline.pruning.wgates import GateSettings
 from pipeline.run import Context
-from pipeline.serving import target_of
+from pipeline.serving import settled_keep_fp32, target_of
 from pipeline.stages.calibrate import ANCHOR, DATABASE
 from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of
+from pipeline.stages.precision import Referee
 from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
 
 NEAR_POINTS = 16  # measured around a plan that missed
@@ -160,7 +161,13 @@ class ClosedLoop:
             copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
         engine = stack.enter_context(self.target.load(anchor))
-        self.bench = Bench(self.target, Slicer(self.skeleton), engine)
+        self.bench = Bench(
+            self.target,
+            Slicer(self.skeleton),
+            engine,
+            Referee(context, self.target).candidate_batches,
+            frozenset(settled_keep_fp32(context.run)),
+        )
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
         self.pruner = make_pruner(

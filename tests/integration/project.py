@@ -76,7 +76,7 @@ def poisoned():
 PREPARE = {"model": "tiny.py:tiny", "data": "digits.py:small", "dense_epochs": 2, "device": "cpu"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "prepare": {**PREPARE, "train_batch": 32, "dense_lr": 0.05},
-    "calibrate": {"target": "ort-cpu", "threads": 1, "samples": 24, "sample_precision": 0.02},
+    "calibrate": {"target": "ort-cpu", "threads": 1, "samples": 24, "precision": 0.02},
     # far from the budget: what is tested here is not how close the plan comes
     "prune": {"budget": "0.75x", "gate_epochs": 3, "margin": 0.1},
     "finetune": {"finetune_epochs": 2},

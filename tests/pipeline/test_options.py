@@ -104,7 +104,7 @@ def test_good_values_raise_no_complaint(options: type, name: str, value: Any) ->
         (CalibrateOptions, "samples", True, "it is a whole number"),
         (CalibrateOptions, "samples", [1], "it is a whole number"),
         (CalibrateOptions, "samples", 0, "it is at least 1"),
-        (CalibrateOptions, "sample_precision", 0.0, "it is greater than 0"),
+        (CalibrateOptions, "precision", 0.0, "it is greater than 0"),
         (PruneOptions, "margin", 1, "it is less than 1"),
         (PruneOptions, "margin", float("nan"), "it is a finite number"),
         (PruneOptions, "percentile", "p42", "it is one of p50, p90, p99"),
