@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -71,8 +71,7 @@ class Bundle:
     def load(self, *, any_fingerprint: bool = False) -> Engine:
         """The engine, to be used in `with`; FingerprintError on another set-up unless told."""
         manifest = self.manifest
-        options = TargetOptions(batch=manifest.batch, threads=manifest.threads)
-        target = load_target(manifest.target, options)
+        target = load_target(manifest.target, target_options(manifest))
         if not any_fingerprint:
             self._check_fingerprint(target.fingerprint())
         engine = target.load(self.path(manifest.engine))
@@ -91,6 +90,18 @@ class Bundle:
                 f"the bundle was certified on another set-up: {'; '.join(differences)}",
                 fix="measure it here first: pipeline recertify BUNDLE",
             )
+
+
+def target_options(manifest: Manifest) -> TargetOptions:
+    """The options that the engine was built and measured with; BundleError for foreign ones."""
+    default = asdict(TargetOptions())
+    for name, value in manifest.options.items():
+        if name not in default or name in ("batch", "threads"):
+            refuse(f"the manifest's options hold {shown(name)}, which is none")
+        wanted = list if isinstance(default[name], tuple) else type(default[name])
+        if not isinstance(value, wanted):
+            refuse(f"the manifest's option {shown(name)} is not of type {wanted.__name__}")
+    return TargetOptions(batch=manifest.batch, threads=manifest.threads, **manifest.options)
 
 
 def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> Manifest:

@@ -181,10 +181,15 @@ def targets(explain: str | None, as_json: bool) -> None:
     """What can be built and run here, and what is missing."""
 
     def work() -> None:
-        from pipeline.listing import describe_targets, draw_targets
+        from pipeline.listing import describe_targets, draw_explanation, draw_targets
 
         found = describe_targets(explain)
-        click.echo(json.dumps(found, indent=1)) if as_json else draw_targets(found)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+        elif explain is None:
+            draw_targets(found)
+        else:
+            draw_explanation(found[0])
 
     _guarded(work)
 

@@ -38,6 +38,7 @@ class Manifest:
     target: str
     threads: int
     batch: int  # images per call
+    options: Mapping[str, Any]  # the target's other options, as `TargetOptions` names them
     precision: str  # "fp32", "fp16" or "int8"
     input_shape: tuple[int, int, int, int]  # (N, C, H, W)
     mean: tuple[float, ...]  # per input channel
@@ -179,6 +180,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": _TEXT,
     "threads": _COUNT,
     "batch": _COUNT,
+    "options": (_is_flat, "an object of plain values"),
     "precision": (lambda value: value in ("fp32", "fp16", "int8"), "fp32, fp16 or int8"),
     "input_shape": (_is_shape, "four whole numbers (N, C, H, W)"),
     "mean": _NUMBERS,

@@ -80,6 +80,7 @@ class FakeTarget(Target):
     ) -> BuildRecord:
         model = _checked(onnx if isinstance(onnx, bytes) else onnx.read_bytes())
         signature_of(model, self.options.batch)
+        _check_operators(model)
         serialised = model.SerializeToString(deterministic=True)
         record = {
             "format": FORMAT,
@@ -165,6 +166,12 @@ def _checked(serialised: bytes) -> onnx.ModelProto:
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         message = " ".join(str(e).split())
         raise BuildError(f"this is no valid ONNX model: {message}") from e
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise BuildError(f"node {node.name} has the operator {node.domain}.{node.op_type}")
 
 
 def _port(value: onnx.ValueInfoProto) -> Port:

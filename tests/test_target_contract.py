@@ -16,44 +16,76 @@ from onnx.reference import ReferenceEvaluator
 
 from targets import known_targets, load_target
 from targets.base import Engine, Images, Logits, Target, TargetOptions
-from targets.errors import BuildError, EngineError
+from targets.errors import BuildError, EngineError, TargetUnavailableError
 
+from .targets.digits_net import Digits, digits
 from .targets.tiny_onnx import CLASSES, IMAGE, images, tiny_model
 
 BATCH = 2
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "int8": 1e-1}  # of the largest logit
-CYCLES = 50
-MAX_GROWTH_MB = 20.0  # allocators keep some; a leak of 50 engines and their pools is more
+MIN_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.97}  # of the labels with torch's
+CYCLES = 200
+MAX_GROWTH_MB = 20.0  # allocators keep some; a leak of 200 engines and their pools is more
 
 ALL = sorted(known_targets(include_hidden=True))
+ON_GPU = ("trt-", "ort-cuda")
+PARAMS = [
+    pytest.param(name, marks=[pytest.mark.gpu] if name.startswith(ON_GPU) else []) for name in ALL
+]
 
 
 def required() -> set[str]:
     return {name.strip() for name in os.environ.get("REQUIRE_TARGETS", "").split(",")} - {""}
 
 
-def available(name: str, options: TargetOptions) -> Target:
+def options_for(name: str, **changes: int) -> TargetOptions:
+    """Batch 2 and one thread, where the target has threads."""
+    return options_of(name, {"batch": BATCH, "threads": 1} | changes)
+
+
+def options_of(name: str, wanted: dict[str, int]) -> TargetOptions:
+    takes = type(load_target(name, TargetOptions())).takes
+    return TargetOptions(**{key: value for key, value in wanted.items() if key in takes})
+
+
+def available(name: str, *, to_build: bool = False) -> Target:
     """The target, or a skip that gives every reason; a failure where it is required."""
-    target = load_target(name, options)
-    reasons = target.is_available()
+    target = load_target(name, options_for(name))
+    reasons = target.is_buildable() if to_build else target.is_available()
     if reasons:
         message = f"{name} is not available: {'; '.join(reasons)}"
-        if name in required():
+        # a builder that runs elsewhere is required to build, not to run
+        if name in required() and (to_build or not builds_only(target)):
             pytest.fail(message)
         pytest.skip(message)
     return target
 
 
-@pytest.fixture(params=ALL)
+def builds_only(target: Target) -> bool:
+    return not target.is_buildable() and bool(target.is_available())
+
+
+@pytest.fixture(params=PARAMS)
 def target(request: pytest.FixtureRequest) -> Target:
-    return available(request.param, TargetOptions(batch=BATCH, threads=1))
+    """A target that runs here."""
+    return available(request.param)
+
+
+@pytest.fixture(params=ALL)
+def builder(request: pytest.FixtureRequest) -> Target:
+    """A target that builds here, wherever its engines run."""
+    return available(request.param, to_build=True)
 
 
 @pytest.fixture
 def built(target: Target, tmp_path: Path) -> Path:
-    out = tmp_path / f"tiny{target.engine_suffix}"
+    return build(target, tmp_path)
+
+
+def build(target: Target, folder: Path, model: bytes | None = None) -> Path:
+    out = folder / f"tiny{target.engine_suffix}"
     # int8 targets take their ranges from these; the others let them be
-    return target.build(tiny_model(), out, [images(BATCH)]).engine
+    return target.build(model or tiny_model(), out, [images(BATCH)]).engine
 
 
 @pytest.fixture
@@ -87,18 +119,98 @@ def test_an_unavailable_target_skips_with_all_reasons_or_fails_where_required(
     monkeypatch.setattr("targets.fake.FakeTarget.is_available", lambda self: ("no A", "no B"))
     monkeypatch.setenv("REQUIRE_TARGETS", "")
     with pytest.raises(pytest.skip.Exception, match="no A; no B"):
-        available("fake", TargetOptions())
+        available("fake")
     monkeypatch.setenv("REQUIRE_TARGETS", "ort-cpu, fake")
     with pytest.raises(pytest.fail.Exception, match="no A; no B"):
-        available("fake", TargetOptions())
+        available("fake")
 
 
-def test_it_says_what_it_is(target: Target) -> None:
-    assert target.name in ALL
+@pytest.mark.parametrize("name", ALL)
+def test_it_says_what_it_is_wherever_it_is(name: str) -> None:
+    target = load_target(name, TargetOptions())
+    assert target.name == name
     assert target.precision in TOLERANCE
     assert target.engine_suffix.startswith(".")
     assert target.channel_multiple >= 1
     assert target.channel_block >= 1
+    assert type(target).__doc__
+    for reason in (*target.is_available(), *target.is_buildable()):
+        assert len(reason) > 10
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_options_that_it_does_not_take_are_refused_by_name(name: str) -> None:
+    takes = load_target(name, TargetOptions()).takes
+    foreign = {
+        "spinning": False,
+        "device_time": True,
+        "cuda_graph": True,
+        "compute_capabilities": ("sm80",),
+    }
+    for key in foreign.keys() - takes:
+        with pytest.raises(TargetUnavailableError, match=f"--{key.replace('_', '-')}"):
+            load_target(name, TargetOptions(**{key: foreign[key]}))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def trained(target: Target) -> Digits:
+    return digits(target.options.batch)
+
+
+def test_logits_are_those_of_torch_on_real_images(
+    target: Target, trained: Digits, tmp_path: Path
+) -> None:
+    out = tmp_path / f"digits{target.engine_suffix}"
+    record = target.build(trained.onnx, out, np.split(trained.train, 8))
+    with target.load(record.engine) as engine:
+        logits = engine.infer(trained.images)
+    assert logits.shape == trained.logits.shape
+    assert logits.dtype == np.float32
+    worst = np.abs(logits - trained.logits).max() / np.abs(trained.logits).max()
+    assert worst <= TOLERANCE[target.precision]
+    agreement = (logits.argmax(1) == trained.logits.argmax(1)).mean()
+    assert agreement >= MIN_AGREEMENT[target.precision]
+    # nothing in this network needs fp32
+    assert record.kept_fp32 == ()
+
+
+def test_int8_needs_images_and_keeps_what_it_is_told_in_fp32(
+    builder: Target, tmp_path: Path
+) -> None:
+    if builder.precision != "int8":
+        pytest.skip(f"{builder.name} is {builder.precision}")
+    trained = digits(BATCH)
+    batches = np.split(trained.train, 8)
+    out = tmp_path / f"digits{builder.engine_suffix}"
+    with pytest.raises(BuildError, match="images"):
+        builder.build(trained.onnx, out)
+    order = builder.fallback_order(trained.onnx, batches)
+    assert {"Conv_0", "Conv_1", "Conv_2"} <= set(order)
+    assert builder.build(trained.onnx, out, batches, keep_fp32=order[:2]).kept_fp32 == tuple(
+        sorted(order[:2], key=NODES.index)
+    )
+    with pytest.raises(BuildError, match="Conv_99"):
+        builder.build(trained.onnx, out, batches, keep_fp32=["Conv_99"])
+
+
+NODES = [node.name for node in onnx.load_from_string(digits(BATCH).onnx).graph.node]
+
+
+@pytest.mark.parametrize("domain", ["", "com.example"])
+def test_an_unsupported_operator_is_refused_with_its_node(
+    builder: Target, tmp_path: Path, domain: str
+) -> None:
+    model = onnx.load_from_string(tiny_model())
+    culprit = next(node for node in model.graph.node if node.op_type == "Relu")
+    culprit.op_type, culprit.name, culprit.domain = "Frobnicate", "stem/frob", domain
+    if domain:
+        model.opset_import.add(domain=domain, version=1)
+    with pytest.raises(BuildError, match="stem/frob") as raised:
+        builder.build(
+            model.SerializeToString(), tmp_path / f"out{builder.engine_suffix}", [images(BATCH)]
+        )
+    assert "Frobnicate" in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("n", [1, BATCH, BATCH + 1, 3 * BATCH])
@@ -170,32 +282,49 @@ def test_fingerprints_are_stable(target: Target) -> None:
 
 
 def test_options_are_part_of_the_fingerprint(target: Target) -> None:
-    threads = load_target(target.name, TargetOptions(batch=BATCH, threads=2)).fingerprint()
-    assert target.fingerprint().differences(threads) == ("threads: 1 != 2",)
-    batch = load_target(target.name, TargetOptions(batch=BATCH + 1, threads=1)).fingerprint()
+    if "threads" in target.takes:
+        threads = load_target(target.name, options_for(target.name, threads=2)).fingerprint()
+        assert target.fingerprint().differences(threads) == ("threads: 1 != 2",)
+    batch = load_target(target.name, options_for(target.name, batch=BATCH + 1)).fingerprint()
     assert f"batch: {BATCH} != {BATCH + 1}" in target.fingerprint().differences(batch)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_truncated_engine_is_refused(target: Target, built: Path, share: float) -> None:
+def test_a_truncated_engine_is_refused(builder: Target, tmp_path: Path, share: float) -> None:
+    built = build(builder, tmp_path)
     content = built.read_bytes()
     built.write_bytes(content[: int(share * len(content))])
     with pytest.raises(EngineError):
-        target.load(built)
+        builder.load(built)
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 100, b"{}", tiny_model()])
-def test_a_foreign_engine_is_refused(target: Target, tmp_path: Path, content: bytes) -> None:
-    foreign = tmp_path / f"foreign{target.engine_suffix}"
+def test_a_foreign_engine_is_refused(builder: Target, tmp_path: Path, content: bytes) -> None:
+    foreign = tmp_path / f"foreign{builder.engine_suffix}"
     foreign.write_bytes(content)
     with pytest.raises(EngineError, match="foreign"):
-        target.load(foreign)
+        builder.load(foreign)
 
 
-def test_a_foreign_model_is_refused_and_leaves_no_file(target: Target, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"garbage" * 100, b"", tiny_model()[:200]])
+def test_a_damaged_model_is_refused_and_leaves_no_file(
+    builder: Target, tmp_path: Path, content: bytes
+) -> None:
     with pytest.raises(BuildError):
-        target.build(b"garbage" * 100, tmp_path / f"out{target.engine_suffix}")
+        builder.build(content, tmp_path / f"out{builder.engine_suffix}", [images(BATCH)])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_of_another_precision_or_runtime_is_refused(
+    builder: Target, tmp_path: Path
+) -> None:
+    built = build(builder, tmp_path)
+    for other in ALL:
+        stranger = load_target(other, options_for(other))
+        if other == builder.name or stranger.is_buildable():
+            continue
+        with pytest.raises(EngineError):
+            stranger.load(built)
 
 
 def test_a_rebuilt_engine_computes_the_same(target: Target, engine: Engine, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pipeline.bundle import Bundle, Manifest, write_bundle
 from pipeline.data.base import DataCard
@@ -16,6 +17,7 @@ from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.common import skeleton_of
 from pipeline.triton import triton_config
+from targets.base import Target
 
 BUNDLE = "bundle"
 
@@ -52,6 +54,7 @@ def execute(context: Context) -> None:
         target=target.name,
         threads=threads,
         batch=shape[0],
+        options=_further_options(target),
         precision=target.precision,
         input_shape=shape,
         mean=card.mean,
@@ -66,6 +69,12 @@ def execute(context: Context) -> None:
     folder.mkdir()
     write_bundle(folder, manifest, files)
     Bundle.open(folder)
+
+
+def _further_options(target: Target) -> dict[str, Any]:
+    """The target's options that are not at their default, beside those with a field of their own"""
+    chosen = target.options.chosen() - {"batch", "threads"}
+    return {name: getattr(target.options, name) for name in sorted(chosen)}
 
 
 def _servable(name: str) -> str:
