@@ -19,6 +19,7 @@ ENTRY_POINTS = "wgates.targets"
 # name -> "module:factory", where factory(options) makes the Target
 TARGETS: dict[str, str] = {
     "ort-cpu": "targets.onnxruntime_cpu:OrtCpu",
+    "ort-cpu-int8": "targets.onnxruntime_cpu:OrtCpuInt8",
     "fake": "targets.fake:FakeTarget",
 }
 HIDDEN = frozenset({"fake"})  # loaded when named, listed to nobody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,24 @@ from typing import Any
 import numpy as np
 
 from targets.base import Engine, Images, Logits
-from targets.errors import DeployError, EngineError
+from targets.errors import BuildError, DeployError, EngineError
 from targets.samples import Samples
 from targets.signature import Port, Signature
 
 ROTATED_INPUTS = 3  # tensors that successive calls rotate over
-EXPORT_AGAIN = "export the network again, without it if the runtime lacks an operator"
+# how ONNX Runtime words a complaint about a node; it may leave the name or the node out
+BLAME = tuple(
+    map(
+        re.compile,
+        (
+            r'In Node, \("(?P<name>[^"]*)", (?P<op>\w+), "(?P<domain>[^"]*)"',
+            r"(?P<domain>[\w.]+):(?P<op>\w+)\(-?\d+\) is not a registered",
+            r"implementation for (?P<op>\w+)\(\d+\) node with name '(?P<name>[^']*)'",
+            r"of operator \((?P<op>\w+)\) in node \((?P<name>[^)]*)\)",
+        ),
+    )
+)
+REPLACE = "replace this operator in the network, or choose another target"
 
 
 class OrtEngine(Engine):
@@ -106,11 +119,8 @@ def stamp(engine: Path, entries: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def translated(error: type[DeployError], context: str, model: Any = None) -> Iterator[None]:
-    """Turn ONNX Runtime's own exceptions into `error`; they share no base class but Exception.
-
-    With a ModelProto as `model`, the nodes that ONNX Runtime blames are named.
-    """
+def translated(error: type[DeployError], context: str) -> Iterator[None]:
+    """Turn ONNX Runtime's own exceptions into `error`; they share no base class but Exception."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = tuple(
         kind
@@ -122,3 +132,37 @@ def translated(error: type[DeployError], context: str, model: Any = None) -> Ite
     except own as refused:
         message = " ".join(str(refused).split())
         raise error(f"{context}: {message}") from refused
+
+
+@contextmanager
+def refusals(model: bytes | Path) -> Iterator[None]:
+    """Turn ONNX Runtime's refusal of a model into a BuildError that names the nodes it blames."""
+    try:
+        with translated(BuildError, "ONNX Runtime refused the model"):
+            yield
+    except BuildError as refused:
+        blamed = ", ".join(blamed_nodes(model, refused.message))
+        where = f"node {blamed}: " if blamed else ""
+        fix = refused.fix or (REPLACE if blamed else "export the network again")
+        raise BuildError(where + refused.message, fix=fix) from refused.__cause__
+
+
+def blamed_nodes(model: bytes | Path, message: str) -> tuple[str, ...]:
+    """The nodes, as "name (operator)", that a message of ONNX Runtime is about; () if unknown."""
+    found = next((match for form in BLAME if (match := form.search(message))), None)
+    if found is None:
+        return ()
+    blamed = found.groupdict()
+    if name := blamed.get("name"):
+        return (f"{name} ({blamed['op']})",)
+    domain = blamed.get("domain") or ""
+    alike = [n for n in _nodes_of(model) if (n.op_type, n.domain) == (blamed["op"], domain)]
+    shown = f"{domain}:{blamed['op']}" if domain else blamed["op"]
+    return tuple(f"{n.name or n.output[0]} ({shown})" for n in alike)
+
+
+def _nodes_of(model: bytes | Path) -> Sequence[Any]:
+    onnx = importlib.import_module("onnx")
+    serialised = model if isinstance(model, bytes) else model.read_bytes()
+    nodes: Sequence[Any] = onnx.load_from_string(serialised).graph.node
+    return nodes

@@ -25,6 +25,8 @@ from targets.reference import (
 )
 
 OLDEST_OPSET = 13  # the first whose Q/DQ know channels
+# TensorRT fuses these with what follows; rounding in between costs accuracy and speed
+FUSED_WITH_NEXT = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add"]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -200,14 +202,34 @@ def _quantized(
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
                 "QuantizeBias": not symmetric,
+                "OpTypesToExcludeOutputQuantization": FUSED_WITH_NEXT if symmetric else [],
             },
         )
         quantizer.quantize_model()
+    _leave_output_exact(quantizer.model.model.graph)
     return quantizer.model.model
 
 
+def _leave_output_exact(graph: Any) -> None:
+    """Remove the Q/DQ pair before the graph's output: 8 bits are few to tell logits apart."""
+    (output,) = graph.output
+    last = next((n for n in graph.node if output.name in n.output), None)
+    if last is None or last.op_type != DEQUANTIZE:
+        return
+    pair = [last, next(n for n in graph.node if last.input[0] in n.output)]
+    exact = pair[1].input[0]
+    for node in pair:
+        graph.node.remove(node)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = output.name if name == exact else name
+
+
 def _opset(model: Any) -> int:
-    return max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return max(
+        int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")
+    )
 
 
 def _operators() -> list[str]:
@@ -225,13 +247,15 @@ def _tensor_data(quantization: Any, ranges: Ranges) -> Any:
 @contextmanager
 def _quiet_root() -> Iterator[None]:
     """Silence what the quantiser logs on the root logger, and only while it works."""
-    root = logging.getLogger()
+    root, silent = logging.getLogger(), logging.NullHandler()
 
-    def silent(record: logging.LogRecord) -> bool:
-        return False
+    def not_of_quantizer(record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in record.pathname
 
-    root.addFilter(silent)
+    root.addFilter(not_of_quantizer)
+    root.addHandler(silent)  # without any handler `logging.info` would set one up for good
     try:
         yield
     finally:
-        root.removeFilter(silent)
+        root.removeHandler(silent)
+        root.removeFilter(not_of_quantizer)

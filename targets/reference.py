@@ -11,12 +11,11 @@ import numpy as np
 
 from targets.base import Images, Logits
 from targets.errors import BuildError
-from targets.onnxruntime_session import ports, translated
+from targets.onnxruntime_session import ports, refusals, translated
 from targets.signature import Signature, check_signature
 
 EXPORT_AGAIN = "export the network again: pipeline export"
 INSTALL = "pip install 'wgates[ort-cpu]'"
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def parsed(serialised: bytes) -> Any:
@@ -65,11 +64,6 @@ def require_nodes(model: Any, names: Collection[str]) -> None:
         )
 
 
-def signature_of(model: Any) -> Signature:
-    """Input and output of a ModelProto as ONNX Runtime sees them."""
-    return Runner(model).signature
-
-
 class Runner:
     """A session over one thread, for any number of images and all of the graph's outputs."""
 
@@ -80,9 +74,10 @@ class Runner:
         options.log_severity_level = 4  # a refusal comes as an exception
         if not optimised:
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with translated(BuildError, "ONNX Runtime refused the model", model):
+        serialised = model.SerializeToString()
+        with refusals(serialised):
             self._session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                serialised, options, providers=["CPUExecutionProvider"]
             )
         inputs, outputs = ports(self._session.get_inputs()), ports(self._session.get_outputs())
         batch = inputs[0].shape[0] if inputs and inputs[0].shape else 0
