@@ -61,7 +61,7 @@ class Referee:
             return Judged(record, time.perf_counter() - started, 0.0, 0, ())
         trials = _Trials(self, onnx, out, tuple(keep_fp32))
         first = trials.tried(0)
-        return first if first.loss <= self.options.precision_loss else trials.with_fallback()
+        return first if first.loss <= trials.limit else trials.with_fallback()
 
     @cached_property
     def batches(self) -> tuple[Images, ...]:
@@ -95,7 +95,8 @@ class _Trials:
         self.referee, self.onnx, self.out, self.kept = referee, onnx, out, kept
         self.order: tuple[str, ...] = ()
         self.losses: list[tuple[int, float]] = []
-        self.limit = referee.options.precision_loss
+        # shares are of whole images: the last bit of a quotient must not decide
+        self.limit = referee.options.precision_loss + 1e-9
 
     @cached_property
     def reference(self) -> float:
