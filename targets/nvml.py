@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from targets.doubts import THROTTLE_REASONS
 from targets.errors import TargetUnavailableError
+from targets.samples import Samples
 
 _NAMES = {  # the bits of NVML's clock event reasons that do not slow a busy GPU down
     0x01: "idle",
@@ -30,18 +31,19 @@ class GpuReading:
     throttle: int | None  # bit mask of NVML's clock event reasons
     foreign: int | None  # other processes on the device
 
-    def columns(self, calls: int) -> dict[str, NDArray[np.int64] | None]:
-        """Columns of `Samples`, (calls,) each, for calls that ended with this reading."""
-        values = {
-            "gpu_mhz": self.mhz,
-            "gpu_mw": self.mw,
-            "gpu_throttle": self.throttle,
-            "gpu_foreign": self.foreign,
-        }
-        return {
-            name: None if value is None else np.full(calls, value, np.int64)
-            for name, value in values.items()
-        }
+    def added_to(self, samples: Samples) -> Samples:
+        """Samples of calls that ended with this reading, with it in their columns."""
+
+        def column(value: int | None) -> NDArray[np.int64] | None:
+            return None if value is None else np.full(len(samples), value, np.int64)
+
+        return replace(
+            samples,
+            gpu_mhz=column(self.mhz),
+            gpu_mw=column(self.mw),
+            gpu_throttle=column(self.throttle),
+            gpu_foreign=column(self.foreign),
+        )
 
 
 def nvml_reasons() -> tuple[str, ...]:
