@@ -208,7 +208,9 @@ def test_an_unsupported_operator_is_refused_with_its_node(
         model.opset_import.add(domain=domain, version=1)
     with pytest.raises(BuildError, match="stem/frob") as raised:
         builder.build(
-            model.SerializeToString(), tmp_path / f"out{builder.engine_suffix}", [images(CALIBRATION)]
+            model.SerializeToString(),
+            tmp_path / f"out{builder.engine_suffix}",
+            [images(CALIBRATION)],
         )
     assert "Frobnicate" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -329,6 +331,8 @@ def test_an_engine_of_another_precision_or_runtime_is_refused(
 
 
 def test_a_rebuilt_engine_computes_the_same(target: Target, engine: Engine, tmp_path: Path) -> None:
-    again = target.build(tiny_model(), tmp_path / f"again{target.engine_suffix}", [images(CALIBRATION)])
+    again = target.build(
+        tiny_model(), tmp_path / f"again{target.engine_suffix}", [images(CALIBRATION)]
+    )
     with target.load(again.engine) as rebuilt:
         assert np.array_equal(rebuilt.infer(images(3)), engine.infer(images(3)))
