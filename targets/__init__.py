@@ -20,6 +20,9 @@ ENTRY_POINTS = "wgates.targets"
 TARGETS: dict[str, str] = {
     "ort-cpu": "targets.onnxruntime_cpu:OrtCpu",
     "ort-cpu-int8": "targets.onnxruntime_cpu:OrtCpuInt8",
+    "openvino-cpu": "targets.openvino_cpu:OpenvinoCpu",
+    "openvino-cpu-fp16": "targets.openvino_cpu:OpenvinoCpuFp16",
+    "openvino-cpu-int8": "targets.openvino_cpu:OpenvinoCpuInt8",
     "fake": "targets.fake:FakeTarget",
 }
 HIDDEN = frozenset({"fake"})  # loaded when named, listed to nobody
