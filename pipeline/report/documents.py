@@ -16,6 +16,7 @@ _FILES = {
     "data_card": "prepare/data_card.json",
     "trace": "trace/feasibility.json",
     "calibrate": "calibrate/calibration.json",
+    "precision": "calibrate/precision.json",
     "prune": "prune/prune.json",
     "finetune": "finetune/finetune.json",
     "build": "build/build.json",
@@ -33,6 +34,7 @@ class Documents:
     data_card: Document | None = None
     trace: Document | None = None
     calibrate: Document | None = None
+    precision: Document | None = None  # of calibrate: int8 forms, nodes in fp32
     prune: Document | None = None
     finetune: Document | None = None
     build: Document | None = None

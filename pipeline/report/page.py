@@ -129,7 +129,13 @@ def _training(documents: Documents) -> Iterator[Figure]:
 
 def _numerics(documents: Documents) -> Section:
     certificate, build = documents.verify, documents.build
-    found = _present(certificate and tables.parity(certificate), build and tables.builds(build))
+    settled = documents.precision
+    found = _present(
+        certificate and tables.parity(certificate),
+        build and tables.precision(build),
+        settled and tables.forms(settled),
+        build and tables.builds(build),
+    )
     return Section("Engine", tables=found)
 
 

@@ -187,6 +187,39 @@ def parity(certificate: Document) -> Table:
     return Table("Engine against PyTorch", (), rows, id="parity")
 
 
+def precision(build: Document) -> Table | None:
+    """What the precision costs and what stayed in fp32; None for an fp32 engine."""
+    rows: list[Row] = []
+    for name in ("dense", "engine"):
+        found = build["precision"][name]
+        if found["n"]:
+            kept = ", ".join(found["kept_fp32"]) or "none"
+            lost = f"{percent(found['top1_loss'])} of {count(found['n'])} validation images"
+            rows.append((name, lost, kept, _facts(found["facts"])))
+    columns = ("engine", "top-1 lost, points", "nodes kept in fp32", "how it was made")
+    return Table("Precision", columns, tuple(rows), id="precision") if rows else None
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in facts.items())
+
+
+def forms(settled: Document) -> Table | None:
+    """The int8 forms that were measured on the dense network before one was chosen."""
+    if len(settled["forms"]) < 2:
+        return None
+    rows = tuple(
+        (
+            item["quantizer"] + (" (chosen)" if item["quantizer"] == settled["quantizer"] else ""),
+            percent(item["top1_loss"]),
+            with_interval(item["ratio"], item["ratio_ci95"], lambda value: f"{value:.3f}"),
+        )
+        for item in settled["forms"]
+    )
+    columns = ("int8 form", "top-1 lost, points", "latency against the first, 95 % interval")
+    return Table("Forms of int8 on the dense network", columns, rows, id="forms")
+
+
 def builds(build: Document) -> Table:
     rows = tuple(
         (str(number), f"{item['seconds']:.1f}", count(item["bytes"]), item["sha256"][:16])
@@ -221,4 +254,6 @@ def fingerprint(document: Document) -> Table:
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
     return "none" if value in (None, "") else str(value)

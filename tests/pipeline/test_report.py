@@ -21,6 +21,17 @@ FULL = [16, 16, 16, 32, 32, 32, 64, 64, 64]
 KEPT = [8, 16, 8, 16, 24, 16, 32, 24, 40]
 ANCHOR_MS, BUDGET_MS, AIM_MS = 1.504, 0.9024, 0.8844
 
+INT8: dict[str, Any] = {
+    "kept_fp32": [],
+    "facts": {"quantizer": "qdq", "images": 128, "layers": {"int8": 20, "fp32": 3}},
+    "top1_loss": 0.0042,
+    "n": 144,
+    "tried": [{"kept": 0, "top1_loss": 0.0042}],
+}
+FORMS = [
+    {"quantizer": "qdq", "top1_loss": 0.0042, "ratio": 1.0, "ratio_ci95": [1.0, 1.0]},
+    {"quantizer": "nncf", "top1_loss": 0.0069, "ratio": 0.93, "ratio_ci95": [0.92, 0.94]},
+]
 FINGERPRINT = {
     "target": "ort-cpu",
     "precision": "fp32",
@@ -207,6 +218,7 @@ def example() -> dict[str, Any]:
         },
         "trace/feasibility.json": trace(),
         "calibrate/calibration.json": calibration(),
+        "calibrate/precision.json": {"quantizer": "nncf", **INT8, "forms": FORMS},
         "prune/prune.json": prune(),
         "finetune/finetune.json": {
             "history": history(12, first_top1=0.88),
@@ -215,7 +227,12 @@ def example() -> dict[str, Any]:
                 "finetuned": {"top1": 0.9833, "n": 360},
             },
         },
-        "build/build.json": {"builds": builds, "identical": False, "dense_bytes": 1102311},
+        "build/build.json": {
+            "builds": builds,
+            "identical": False,
+            "dense_bytes": 1102311,
+            "precision": {"dense": INT8, "engine": INT8 | {"kept_fp32": ["Conv_0"]}},
+        },
         "verify/certificate.json": copy.deepcopy(CERTIFICATE),
         "verify/latency.json": latency(),
     }
@@ -347,6 +364,27 @@ def test_the_badge_shows_the_verdict(tmp_path: Path, verdict: str, badge: str) -
     assert verdict in page.text
 
 
+def test_precision_says_what_it_cost_and_what_stayed_in_fp32(html: str) -> None:
+    page = Page(html)
+    _, dense, engine = page.tables["precision"]
+    made = "quantizer: qdq; images: 128; layers: int8 20, fp32 3"
+    assert dense == ["dense", "0.42 of 144 validation images", "none", made]
+    assert engine[:3] == ["engine", "0.42 of 144 validation images", "Conv_0"]
+    assert page.tables["forms"][1:] == [
+        ["qdq", "0.42", "1.000 (1.000 to 1.000)"],
+        ["nncf (chosen)", "0.69", "0.930 (0.920 to 0.940)"],
+    ]
+
+
+def test_an_fp32_engine_has_no_table_of_its_precision(tmp_path: Path) -> None:
+    documents = example()
+    fp32 = INT8 | {"n": 0}
+    documents["build/build.json"]["precision"] = {"dense": fp32, "engine": fp32}
+    documents["calibrate/precision.json"]["forms"] = FORMS[:1]
+    page = Page(render_report(write_run(tmp_path, documents)))
+    assert not {"precision", "forms"} & set(page.tables)
+
+
 def test_a_prediction_may_be_absent() -> None:
     certificate = copy.deepcopy(CERTIFICATE)
     del certificate["latency_ms"]["predicted"]
@@ -463,7 +501,7 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
         (("prepare",), ["Where accuracy went", "Training", "Data"]),
         (("trace",), ["Widths"]),
         (("prepare", "trace"), ["Where accuracy went", "Widths", "Training", "Data"]),
-        (("calibrate",), ["Doubts", "Predicted and measured latency", "Fingerprint"]),
+        (("calibrate",), ["Doubts", "Predicted and measured latency", "Engine", "Fingerprint"]),
         (("prune",), ["Widths", "Predicted and measured latency", "Training"]),
         (("finetune",), ["Where accuracy went", "Training"]),
         (("build",), ["Engine"]),
