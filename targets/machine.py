@@ -87,9 +87,11 @@ def cgroup_quota() -> float | None:
 
 
 def steal_ticks() -> int:
-    """Clock ticks since boot that a hypervisor took from this machine; 0 if unreadable."""
-    total = _read(PROC_STAT).partition("\n")[0].split()
-    return int(total[8]) if len(total) > 8 and total[8].isdigit() else 0
+    """Clock ticks since boot that a hypervisor took from our CPUs; 0 if unreadable."""
+    ours = {f"cpu{cpu}" for cpu in allowed_cpus()}
+    lines = (line.split() for line in _read(PROC_STAT).splitlines())
+    counted = [words[8] for words in lines if len(words) > 8 and words[0] in ours]
+    return sum(int(ticks) for ticks in counted if ticks.isdigit())
 
 
 def throttled_us() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -33,7 +33,7 @@ class Samples:
     wall_ns: NDArray[np.int64]  # what the caller waited
     cpu_ns: NDArray[np.int64]  # what all threads of the process computed meanwhile
     involuntary_switches: NDArray[np.int64]  # how often the kernel preempted any of them
-    steal_ticks: int = 0  # taken by the hypervisor from the whole machine, over all calls
+    steal_ticks: int = 0  # taken by the hypervisor from our CPUs, over all calls
     throttled_us: int = 0  # held back by the control group's quota, over all calls
     withheld: NDArray[np.int64] | None = None  # 1: steal or quota took CPU around this call
     device_ns: NDArray[np.int64] | None = None  # what the device itself took
@@ -106,7 +106,8 @@ class Samples:
 
         ValueError if the parts do not all record the same columns and judge by the same clock.
         """
-        kept = list(parts) or [cls(*[np.empty(0, np.int64)] * len(_ALWAYS))]
+        none = np.empty(0, np.int64)
+        kept = list(parts) or [cls(none, none, none)]
         if len({(part.judged, *part._columns()) for part in kept}) != 1:
             raise ValueError("Samples that record different columns do not concatenate")
         columns = {
@@ -125,6 +126,11 @@ class Samples:
         return tuple(
             self._piece(slice(start, start + calls)) for start in range(0, len(self), calls)
         )
+
+    def after(self, calls: int) -> Samples:
+        """All but the first `calls` calls; the counters of all calls stay."""
+        rest = self._piece(slice(calls, None))
+        return replace(rest, steal_ticks=self.steal_ticks, throttled_us=self.throttled_us)
 
     def _piece(self, span: slice) -> Samples:
         piece: dict[str, Any] = {name: column[span] for name, column in self._columns().items()}

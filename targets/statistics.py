@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def bootstrap_ci95(
     seed: int = 0,
     resamples: int = 2000,
 ) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of `statistic(values (n,))`.
+    """The 95 % percentile-bootstrap interval of `statistic(values (n,))`, expanded for few values.
 
     `statistic` takes `axis`, as numpy's do. The same seed gives the same interval.
     """
@@ -51,8 +52,34 @@ def bootstrap_ci95(
     if sample.ndim != 1 or not len(sample):
         raise ValueError(f"a bootstrap needs a list of values, not shape {sample.shape}")
     estimates = np.concatenate(list(_resampled(sample, statistic, seed, resamples)))
-    low, high = np.quantile(estimates, (0.025, 0.975))
+    tail = _tail(len(sample))
+    low, high = np.quantile(estimates, (tail, 1.0 - tail))
     return float(low), float(high)
+
+
+def _tail(n: int) -> float:
+    """The share of resamples to leave out at either end, below 2.5 % the fewer values there are.
+
+    Resamples of n values spread too little by sqrt((n - 1) / n), and about a normal law where
+    Student's is due: Hesterberg's expanded percentiles make up for both.
+    """
+    if n < 2:
+        return 0.025
+    normal = NormalDist()
+    return normal.cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
+
+
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution, within 1 % for 3 degrees or more."""
+    z = NormalDist().inv_cdf(0.975)
+    # Cornish and Fisher's expansion in 1 / freedom
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
 def _resampled(

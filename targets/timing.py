@@ -1,20 +1,18 @@
-"""The one timing loop of all targets, and the estimates made from it."""
+"""The latency of one engine, and of two against each other, from timed calls."""
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from resource import RUSAGE_SELF, getrusage
-from time import perf_counter_ns, process_time_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from targets import machine
 from targets.fingerprint import Fingerprint
+from targets.loop import time_calls
 from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, low_quantile, percentile_of
 
@@ -32,56 +30,22 @@ __all__ = [
     "warm_up",
 ]
 
-WINDOW_MS = 5.0  # of a warm-up window and of each engine's share in a round
+WINDOW_MS = 5.0  # of a warm-up window
 MAX_WINDOWS = 50
 WARM_AGREEMENT = 0.02  # of two successive windows' medians
-MIN_ROUNDS = 5
 FEW_SAMPLES = 30
+
+TURN_MS = 1.5  # half of the anchor's turn in a round: shorter than a scheduler's time slice
+MIN_ROUNDS = 6
+CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a chance to be wrong
+LONGER_ROUND = 1.5  # than the rounds so far: the engine that runs outside has the extra call
+WARM_UP_SHARE = 0.15  # of the time limit, for each engine
+# no number of rounds averages out where a network's memory came to lie, nor how warm a preempted
+# call left the caches (benchmarks/timing.py): relative half widths, the latter by share of calls
+MODEL_ERROR, DISTURBED_ERROR = 0.002, 0.02
 # the anchor is the same in all rounds: where it moves more, its threads lost their cores at times,
 # and two networks need not suffer from that in the same proportion
 MAX_ANCHOR_SPREAD = 0.10
-
-
-def time_calls(call: Callable[[], object], n: int) -> Samples:
-    """Time `n` successive calls; garbage is collected before and after, never meanwhile."""
-    if n < 1:
-        raise ValueError(f"at least one call must be timed, not {n}")
-    wall_ns, cpu_ns, switches = (np.zeros(n, np.int64) for _ in range(3))
-    collected = gc.isenabled()
-    gc.disable()
-    steal, throttled = machine.steal_ticks(), machine.throttled_us()
-    try:
-        _timed_loop(call, wall_ns, cpu_ns, switches)
-    finally:
-        if collected:
-            gc.enable()
-    return Samples(
-        wall_ns,
-        cpu_ns,
-        switches,
-        steal_ticks=max(0, machine.steal_ticks() - steal),
-        throttled_us=max(0, machine.throttled_us() - throttled),
-    )
-
-
-def _timed_loop(
-    call: Callable[[], object],
-    wall_ns: NDArray[np.int64],
-    cpu_ns: NDArray[np.int64],
-    switches: NDArray[np.int64],
-) -> None:
-    """Fill the (n,) columns in place; only `call` stands between the two wall clock readings."""
-    switches_before = getrusage(RUSAGE_SELF).ru_nivcsw
-    for index in range(len(wall_ns)):
-        cpu_start = process_time_ns()
-        start = perf_counter_ns()
-        call()
-        end = perf_counter_ns()
-        cpu_ns[index] = process_time_ns() - cpu_start
-        wall_ns[index] = end - start
-        switches_after = getrusage(RUSAGE_SELF).ru_nivcsw
-        switches[index] = switches_after - switches_before
-        switches_before = switches_after
 
 
 def warm_up(engine: Engine, *, limit_s: float = 2.0) -> int:
@@ -91,14 +55,15 @@ def warm_up(engine: Engine, *, limit_s: float = 2.0) -> int:
     """
     deadline = perf_counter_ns() + round(limit_s * 1e9)
     engine.time_ms(1)  # pays for lazy allocation, so it does not size the windows
-    window = calls_lasting(WINDOW_MS, engine.time_ms(1), fewest=3)
+    first = engine.time_ms(1)
+    window = calls_lasting(WINDOW_MS, first, fewest=1 if first.ms[0] > WINDOW_MS else 3)
     previous_ms, calls = math.inf, 2
     for _ in range(MAX_WINDOWS):
+        if perf_counter_ns() >= deadline:
+            break
         median_ms = float(np.median(engine.time_ms(window).clean_ms))
         calls += window
         if abs(median_ms - previous_ms) <= WARM_AGREEMENT * min(median_ms, previous_ms):
-            break
-        if perf_counter_ns() >= deadline:
             break
         previous_ms = median_ms
     return calls
@@ -144,7 +109,7 @@ class Comparison:
     """How long a candidate takes as a multiple of an anchor, from interleaved rounds."""
 
     ratio: float  # median over rounds of candidate / anchor
-    ratio_ci95: tuple[float, float]  # bootstrap over rounds
+    ratio_ci95: tuple[float, float]  # bootstrap over rounds, and what no round can tell
     round_ratios: tuple[float, ...]  # of the low quantiles of each round's clean calls
     candidate: Samples  # all rounds, in order
     anchor: Samples
@@ -196,55 +161,77 @@ def compare(
     candidate: Engine,
     anchor: Engine,
     *,
-    rounds: int = 60,
+    rounds: int = 400,
     calls: int | None = None,
     precision: float = 0.01,
-    limit_s: float = 5.0,
+    limit_s: float = 3.0,
 ) -> Comparison:
-    """Time two loaded engines in short interleaved rounds, ABBA, until the ratio is known.
+    """Time two loaded engines in short interleaved rounds until their ratio is known.
 
-    Each round times `calls` calls of both (None: as many as last some 5 ms each). Stops after at
-    least 5 rounds when half the 95 % interval is within `precision` of the ratio; or after
-    `rounds`; or after the round in which `limit_s` ran out. Warm-up comes on top.
+    A round is ABBA, with `calls` timed calls a letter (None: as many as last some 1.5 ms), so it
+    times 2 * `calls` calls of both. Stops when half the 95 % interval is within `precision` of the
+    ratio, asked after 6, 9, 14, 21, ... rounds; or after `rounds`; or before the round that would
+    outlast `limit_s`, warm-up included.
     """
-    warmup_calls = warm_up(candidate), warm_up(anchor)
+    start = perf_counter_ns()
+    limit_ns = round(limit_s * 1e9)
+    share_s = WARM_UP_SHARE * limit_s
+    warmup_calls = warm_up(candidate, limit_s=share_s), warm_up(anchor, limit_s=share_s)
     if calls is None:
         both = Samples.concatenate([candidate.time_ms(2), anchor.time_ms(2)])
-        calls = calls_lasting(WINDOW_MS, both, fewest=2)
-    deadline = perf_counter_ns() + round(limit_s * 1e9)
+        calls = calls_lasting(TURN_MS, both, fewest=1 if both.ms.max() > WINDOW_MS else 2)
     pairs: list[tuple[Samples, Samples]] = []
+    check, warm = MIN_ROUNDS, perf_counter_ns()
     while True:
-        pairs.append(_time_round(candidate, anchor, calls, candidate_first=len(pairs) % 2 == 0))
-        done = len(pairs) >= rounds or perf_counter_ns() >= deadline
-        if not done and len(pairs) < MIN_ROUNDS:
-            continue
-        found = _comparison(pairs, precision, warmup_calls)
-        if done or found.is_precise:
-            return found
+        pairs.append(_time_round(candidate, anchor, calls, candidate_outside=len(pairs) % 2 == 0))
+        now = perf_counter_ns()
+        next_ns = LONGER_ROUND * (now - warm) / len(pairs)
+        done = len(pairs) >= rounds or now + next_ns - start > limit_ns
+        if done or len(pairs) >= check:
+            check = math.ceil(CHECK_FACTOR * len(pairs))
+            found = _comparison(pairs, precision, warmup_calls)
+            if done or found.is_precise:
+                return found
 
 
 def _time_round(
-    candidate: Engine, anchor: Engine, calls: int, *, candidate_first: bool
+    candidate: Engine, anchor: Engine, calls: int, *, candidate_outside: bool
 ) -> tuple[Samples, Samples]:
-    """Samples of candidate and anchor, whichever ran first."""
-    if candidate_first:
-        candidate_samples = candidate.time_ms(calls)
-        return candidate_samples, anchor.time_ms(calls)
-    anchor_samples = anchor.time_ms(calls)
-    return candidate.time_ms(calls), anchor_samples
+    """Samples of candidate and anchor: one ran before and after, the other in between."""
+    outer, inner = (candidate, anchor) if candidate_outside else (anchor, candidate)
+    before, between, after = _turn(outer, calls), _turn(inner, 2 * calls), _turn(outer, calls)
+    outside = Samples.concatenate([before, after])
+    return (outside, between) if candidate_outside else (between, outside)
+
+
+def _turn(engine: Engine, calls: int) -> Samples:
+    """`calls` calls; one more before them refills the caches, which hold the other's data."""
+    return engine.time_ms(calls + 1).after(1)
 
 
 def _comparison(
     pairs: Sequence[tuple[Samples, Samples]], precision: float, warmup_calls: tuple[int, int]
 ) -> Comparison:
     ratios = [low_quantile(ours.clean_ms) / low_quantile(anchor.clean_ms) for ours, anchor in pairs]
+    candidate = Samples.concatenate(ours for ours, _ in pairs)
+    anchor = Samples.concatenate(anchor for _, anchor in pairs)
+    clean = np.concatenate([candidate.clean, anchor.clean])
+    error = MODEL_ERROR + DISTURBED_ERROR * (1.0 - float(np.mean(clean)))
     return Comparison(
         ratio=float(np.median(ratios)),
-        ratio_ci95=bootstrap_ci95(ratios),
+        ratio_ci95=_interval(ratios, error),
         round_ratios=tuple(ratios),
-        candidate=Samples.concatenate(ours for ours, _ in pairs),
-        anchor=Samples.concatenate(anchor for _, anchor in pairs),
+        candidate=candidate,
+        anchor=anchor,
         calls_per_round=len(pairs[0][0]),
         precision=precision,
         warmup_calls=warmup_calls,
     )
+
+
+def _interval(ratios: Sequence[float], error: float) -> tuple[float, float]:
+    """The 95 % interval of the ratios' median, widened by an independent relative `error`."""
+    ratio = float(np.median(ratios))
+    low, high = bootstrap_ci95(ratios)
+    below, above = (math.hypot(side, error * ratio) for side in (ratio - low, high - ratio))
+    return ratio - below, ratio + above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from .tiny_onnx import tiny_model
 
 
 class FakeClock:
-    """Stands for the wall clock, the CPU clock and the preemption counter of the timing loop."""
+    """Stands for the clocks and counters that the timing loop reads."""
 
     def __init__(self) -> None:
         self.now_ns = 0
         self.switches = 0
+        self.steal_ticks = 0
+        self.throttled_us = 0
 
     def perf_counter_ns(self) -> int:
         return self.now_ns
@@ -61,11 +64,14 @@ class ScriptedEngine(Engine):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """A fake clock that `targets.timing` reads."""
+    """A fake clock that the timing loop and the estimates made from it read."""
     fake = FakeClock()
+    monkeypatch.setattr("targets.timing.perf_counter_ns", fake.perf_counter_ns)
     for name in ("perf_counter_ns", "getrusage"):
-        monkeypatch.setattr(f"targets.timing.{name}", getattr(fake, name))
-    monkeypatch.setattr("targets.timing.process_time_ns", fake.perf_counter_ns)
+        monkeypatch.setattr(f"targets.loop.{name}", getattr(fake, name))
+    monkeypatch.setattr("targets.loop.process_time_ns", fake.perf_counter_ns)
+    for name in ("steal_ticks", "throttled_us"):
+        monkeypatch.setattr(f"targets.machine.{name}", functools.partial(getattr, fake, name))
     return fake
 
 

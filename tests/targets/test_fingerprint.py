@@ -169,11 +169,15 @@ def test_cgroup_limits(
     assert machine.throttled_us() == throttled
 
 
-def test_steal_is_the_eighth_counter(fresh_machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_steal_is_the_eighth_counter_of_the_allowed_cpus(
+    fresh_machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     stat = tmp_path / "stat"
-    stat.write_text("cpu  1 2 3 4 5 6 7 88 9 10\ncpu0 0 0 0 0 0 0 0 1 0 0\n")
+    lines = [f"cpu{cpu} 1 2 3 4 5 6 7 {10**cpu} 9 10" for cpu in range(4)]
+    stat.write_text("\n".join(["cpu  1 2 3 4 5 6 7 88 9 10", *lines, "intr 1 2 3 4 5 6 7 8 9"]))
     fresh_machine.setattr(machine, "PROC_STAT", stat)
-    assert machine.steal_ticks() == 88
+    fresh_machine.setattr(machine, "allowed_cpus", lambda: (1, 3))
+    assert machine.steal_ticks() == 1010
 
 
 def test_the_module_offers_what_it_lists() -> None:

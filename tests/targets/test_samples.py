@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from targets.samples import Samples
-from targets.statistics import bootstrap_ci95, percentile_of, required_samples
+from targets.statistics import (
+    bootstrap_ci95,
+    percentile_of,
+    required_samples,
+    student_quantile,
+)
 
 MS = 1_000_000
 EVERY_COLUMN = (
@@ -203,6 +208,13 @@ def test_samples_with_other_columns_do_not_concatenate(other: Samples) -> None:
         Samples.concatenate([gpu_samples([1.0], device_ns=[1]), other])
 
 
+def test_the_first_calls_can_be_left_out() -> None:
+    rest = full(4, judged="device").after(1)
+    for index, name in enumerate(EVERY_COLUMN):
+        assert getattr(rest, name).tolist() == [10 * index + i for i in (1, 2, 3)]
+    assert (rest.steal_ticks, rest.throttled_us, rest.judged) == (1, 2, "device")
+
+
 def test_calls_that_were_kept_from_the_cpu_are_left_out() -> None:
     samples = gpu_samples([1.0, 9.0, 1.0, 1.0], withheld=[0, 1, 0, 0])
     assert samples.clean.tolist() == [True, False, True, True]
@@ -255,6 +267,19 @@ def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
     half = 1.96 * values.std() / 20
     assert low == pytest.approx(values.mean() - half, abs=0.03)
     assert high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_the_interval_of_few_values_covers_as_often_as_that_of_many() -> None:
+    generator = np.random.default_rng(4)
+    for n, fewest in ((8, 0.93), (30, 0.92)):
+        drawn = generator.standard_normal((300, n))
+        intervals = [bootstrap_ci95(row, resamples=400) for row in drawn]
+        assert fewest <= np.mean([low <= 0.0 <= high for low, high in intervals]) <= 0.99
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.182), (7, 2.365), (30, 2.042)])
+def test_students_quantiles_agree_with_tables(freedom: int, quantile: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(quantile, rel=0.01)
 
 
 def test_the_bootstrap_in_pieces_covers_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:

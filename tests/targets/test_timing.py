@@ -43,6 +43,22 @@ def test_a_preempted_call_is_flagged_and_only_that(clock: FakeClock) -> None:
     assert timed.involuntary_switches.tolist() == [0, 2, 0]
 
 
+def test_calls_are_marked_in_slices_in_which_cpu_time_was_withheld(clock: FakeClock) -> None:
+    def duration_ns(call: int) -> int:
+        clock.steal_ticks += call == 10
+        clock.throttled_us += 300 * (call == 40)
+        return MS
+
+    timed = time_calls(ScriptedEngine("e", clock, [], duration_ns=duration_ns).call, 50)
+    assert timed.withheld is not None
+    # slices: 8 calls, then 10 ms each
+    marked = [*range(8, 18), *range(38, 48)]
+    assert np.flatnonzero(timed.withheld).tolist() == marked
+    assert np.flatnonzero(~timed.clean).tolist() == marked
+    assert (timed.steal_ticks, timed.throttled_us) == (1, 300)
+    assert time_calls(lambda: None, 3).clean.all()
+
+
 def test_a_raising_call_propagates_and_restores_garbage_collection() -> None:
     seen: list[bool] = []
 
@@ -115,19 +131,64 @@ def test_warm_up_gives_up_at_its_limits(clock: FakeClock) -> None:
 def test_rounds_alternate_who_goes_first(clock: FakeClock) -> None:
     log: list[str] = []
     found = compare(steady("A", clock, log, 1.0), steady("B", clock, log, 2.0), rounds=6, calls=3)
-    rounds = log[-2 * len(found.round_ratios) :]
-    assert "".join(rounds) == "ABBAABBAAB"
+    rounds = log[-3 * len(found.round_ratios) :]
+    assert "".join(rounds) == "ABABABABABABABABAB"  # B has twice the calls in ABA, A in BAB
+    assert len(found.candidate) == len(found.anchor) == 2 * 3 * len(found.round_ratios)
 
 
 def test_the_ratio_of_steady_engines_is_exact_and_stops_early(clock: FakeClock) -> None:
-    found = compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0))
-    assert (found.ratio, found.ratio_ci95) == (0.5, (0.5, 0.5))
-    assert len(found.round_ratios) == 5
+    found = compare(steady("A", clock, [], 0.1), steady("B", clock, [], 0.2))
+    assert found.ratio == 0.5
+    assert found.ratio_ci95 == pytest.approx((0.499, 0.501))  # what no round can tell
+    assert len(found.round_ratios) == 6
     assert found.is_precise
-    assert found.calls_per_round == 4  # of 1.5 ms on average, to fill 5 ms
-    assert found.round_index.tolist() == [r for r in range(5) for _ in range(4)]
-    assert len(found.candidate) == len(found.anchor) == 20
+    assert found.calls_per_round == 20  # two turns of 0.15 ms on average, to fill 1.5 ms
+    assert found.round_index.tolist() == [r for r in range(6) for _ in range(20)]
+    assert len(found.candidate) == len(found.anchor) == 120
     assert found.doubts() == ()
+
+
+def test_the_first_call_of_a_turn_is_not_counted(clock: FakeClock) -> None:
+    last: list[str] = []
+
+    def cold(name: str) -> ScriptedEngine:
+        def duration_ns(_: int) -> int:
+            took = MS if last == [name] else 3 * MS  # another engine's data is in the caches
+            last[:] = [name]
+            return took
+
+        return ScriptedEngine(name, clock, [], duration_ns=duration_ns)
+
+    found = compare(cold("A"), cold("B"), calls=2)
+    assert found.candidate.ms.tolist() == [1.0] * len(found.candidate)
+    assert found.anchor.ms.tolist() == [1.0] * len(found.anchor)
+
+
+def test_the_interval_is_looked_at_ever_more_rarely(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def interval(ratios: list[float], error: float) -> tuple[float, float]:
+        looks.append(len(ratios))
+        return 0.0, 1.0
+
+    monkeypatch.setattr("targets.timing._interval", interval)
+    compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0), rounds=40)
+    assert looks == [6, 9, 14, 21, 32, 40]
+
+
+def test_disturbed_calls_widen_the_interval(clock: FakeClock) -> None:
+    def busy(call: int) -> int:
+        clock.switches += call % 2
+        return MS
+
+    quiet = compare(steady("A", clock, [], 1.0), steady("B", clock, [], 1.0), calls=4)
+    found = compare(
+        ScriptedEngine("A", clock, [], duration_ns=busy), steady("B", clock, [], 1.0), calls=4
+    )
+    assert quiet.relative_error == pytest.approx(0.002)
+    assert found.relative_error == pytest.approx(0.002 + 0.25 * 0.02)
 
 
 def test_drift_of_the_machine_cancels(clock: FakeClock) -> None:
@@ -154,11 +215,21 @@ def test_an_imprecise_ratio_ends_at_the_cap_and_says_so(clock: FakeClock) -> Non
     assert "1.0% was wanted" in found.doubts()[0]
 
 
-def test_the_time_limit_ends_a_comparison(clock: FakeClock) -> None:
+@pytest.mark.parametrize("ms", [0.1, 3.0, 40.0, 150.0])
+def test_a_comparison_ends_before_its_time_limit(clock: FakeClock, ms: float) -> None:
+    slow = steady("A", clock, [], ms), steady("B", clock, [], 2 * ms)
+    found = compare(*slow, precision=0.0)
+    assert clock.now_ns <= 3e9
+    # as many rounds as fit; the one that did not fit took as long as the others
+    assert found.round_ratios
+    assert len(found.round_ratios) == 400 or clock.now_ns > 1.4e9
+
+
+def test_an_engine_too_slow_for_the_limit_is_compared_once_and_doubted(clock: FakeClock) -> None:
     slow = steady("A", clock, [], 1000.0), steady("B", clock, [], 1000.0)
-    found = compare(*slow, calls=1, limit_s=5.0)
-    assert len(found.round_ratios) == 3
-    assert "only 3 of at least 5 rounds" in found.doubts()[0]
+    found = compare(*slow, limit_s=5.0)
+    assert len(found.round_ratios) == 1
+    assert "only 1 of at least 6 rounds" in found.doubts()[0]
 
 
 def test_interrupted_calls_do_not_move_the_ratio(clock: FakeClock) -> None:
