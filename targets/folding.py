@@ -35,6 +35,7 @@ def without_batch_norm(model: Any) -> Any:
         with refusals(serialised):
             runtime.InferenceSession(serialised, options, providers=["CPUExecutionProvider"])
         folded = onnx.load(rewritten)
+    del folded.graph.value_info[:]  # it still tells of tensors that are gone
     _drop_unused_domains(folded)
     return folded
 

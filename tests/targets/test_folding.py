@@ -50,6 +50,7 @@ def test_convolutions_keep_their_names(skeleton: onnx.ModelProto) -> None:
     folded = without_batch_norm(skeleton)
     assert [node.name for node in folded.graph.node if node.op_type == "Conv"] == names
     assert {entry.domain for entry in folded.opset_import} == {""}
+    assert len(folded.graph.value_info) == 0
 
 
 def test_a_graph_without_batch_norm_is_left_alone() -> None:
