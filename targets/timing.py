@@ -53,20 +53,27 @@ def warm_up(engine: Engine, *, limit_s: float = 2.0) -> int:
 
     A window lasts about 5 ms. Gives up after 50 windows or `limit_s`, whichever comes first.
     """
+    calls, _ = _warmed_up(engine, limit_s)
+    return calls
+
+
+def _warmed_up(engine: Engine, limit_s: float) -> tuple[int, Samples]:
+    """The number of calls that `warm_up` made, and the last of them."""
     deadline = perf_counter_ns() + round(limit_s * 1e9)
     engine.time_ms(1)  # pays for lazy allocation, so it does not size the windows
-    first = engine.time_ms(1)
-    window = calls_lasting(WINDOW_MS, first, fewest=1 if first.ms[0] > WINDOW_MS else 3)
+    last = engine.time_ms(1)
+    window = calls_lasting(WINDOW_MS, last, fewest=1 if last.ms[0] > WINDOW_MS else 3)
     previous_ms, calls = math.inf, 2
     for _ in range(MAX_WINDOWS):
         if perf_counter_ns() >= deadline:
             break
-        median_ms = float(np.median(engine.time_ms(window).clean_ms))
+        last = engine.time_ms(window)
         calls += window
+        median_ms = float(np.median(last.clean_ms))
         if abs(median_ms - previous_ms) <= WARM_AGREEMENT * min(median_ms, previous_ms):
             break
         previous_ms = median_ms
-    return calls
+    return calls, last
 
 
 def calls_lasting(duration_ms: float, samples: Samples, *, fewest: int, most: int = 1000) -> int:
@@ -168,30 +175,34 @@ def compare(
 ) -> Comparison:
     """Time two loaded engines in short interleaved rounds until their ratio is known.
 
-    A round is ABBA, with `calls` timed calls a letter (None: as many as last some 1.5 ms), so it
-    times 2 * `calls` calls of both. Stops when half the 95 % interval is within `precision` of the
-    ratio, asked after 6, 9, 14, 21, ... rounds; or after `rounds`; or before the round that would
-    outlast `limit_s`, warm-up included.
+    A round is ABBA, with `calls` timed calls a letter (None: as many as the slower engine does in
+    some 1.5 ms). Stops when half the 95 % interval is within `precision` of the ratio, asked after
+    6, 9, 14, 21, ... rounds; or after `rounds`; or before the round that would outlast `limit_s`,
+    warm-up included.
     """
     start = perf_counter_ns()
     limit_ns = round(limit_s * 1e9)
-    share_s = WARM_UP_SHARE * limit_s
-    warmup_calls = warm_up(candidate, limit_s=share_s), warm_up(anchor, limit_s=share_s)
+    warm = [_warmed_up(engine, WARM_UP_SHARE * limit_s) for engine in (candidate, anchor)]
+    warmup_calls = warm[0][0], warm[1][0]
     if calls is None:
-        both = Samples.concatenate([candidate.time_ms(2), anchor.time_ms(2)])
-        calls = calls_lasting(TURN_MS, both, fewest=1 if both.ms.max() > WINDOW_MS else 2)
+        calls = min(_calls_a_turn(samples) for _, samples in warm)
     pairs: list[tuple[Samples, Samples]] = []
-    check, warm = MIN_ROUNDS, perf_counter_ns()
+    check, began = MIN_ROUNDS, perf_counter_ns()
     while True:
         pairs.append(_time_round(candidate, anchor, calls, candidate_outside=len(pairs) % 2 == 0))
         now = perf_counter_ns()
-        next_ns = LONGER_ROUND * (now - warm) / len(pairs)
+        next_ns = LONGER_ROUND * (now - began) / len(pairs)
         done = len(pairs) >= rounds or now + next_ns - start > limit_ns
         if done or len(pairs) >= check:
             check = math.ceil(CHECK_FACTOR * len(pairs))
             found = _comparison(pairs, precision, warmup_calls)
             if done or found.is_precise:
                 return found
+
+
+def _calls_a_turn(warm: Samples) -> int:
+    """How many calls like these fill a turn; a long call needs no second to be told from noise."""
+    return calls_lasting(TURN_MS, warm, fewest=1 if np.median(warm.ms) > WINDOW_MS else 2)
 
 
 def _time_round(

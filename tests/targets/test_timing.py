@@ -142,9 +142,9 @@ def test_the_ratio_of_steady_engines_is_exact_and_stops_early(clock: FakeClock) 
     assert found.ratio_ci95 == pytest.approx((0.499, 0.501))  # what no round can tell
     assert len(found.round_ratios) == 6
     assert found.is_precise
-    assert found.calls_per_round == 20  # two turns of 0.15 ms on average, to fill 1.5 ms
-    assert found.round_index.tolist() == [r for r in range(6) for _ in range(20)]
-    assert len(found.candidate) == len(found.anchor) == 120
+    assert found.calls_per_round == 16  # two turns of 1.5 ms of the slower one
+    assert found.round_index.tolist() == [r for r in range(6) for _ in range(16)]
+    assert len(found.candidate) == len(found.anchor) == 96
     assert found.doubts() == ()
 
 
