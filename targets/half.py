@@ -69,7 +69,7 @@ class _Trial:
         reference = Runner(model)
         self._model = model
         self._images = images if len(images) else _random(reference.signature.input_shape)
-        self._expected = reference.logits(self._images)
+        self._expected = reference.finite_logits(self._images)
         self._errors: dict[frozenset[str], float] = {}
         self.asked = asked
 

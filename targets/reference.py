@@ -11,15 +11,17 @@ import numpy as np
 
 from targets.base import Images, Logits
 from targets.errors import BuildError
+from targets.folding import without_batch_norm
 from targets.onnxruntime_session import ports, refusals, translated
 from targets.signature import Signature, check_signature
 
 EXPORT_AGAIN = "export the network again: pipeline export"
+CHECK_WEIGHTS = "check its weights and the normalisation of the images"
 INSTALL = "pip install 'wgates[ort-cpu]'"
 
 
 def parsed(serialised: bytes) -> Any:
-    """The ModelProto with tensor types inferred, and a unique name for every node.
+    """The ModelProto with tensor types inferred, batch norm folded, and every node named.
 
     A node without a name, or with that of an earlier one, is called after its first output.
     """
@@ -33,7 +35,8 @@ def parsed(serialised: bytes) -> Any:
         reason = " ".join(str(e).split())
         raise BuildError(f"this is no valid ONNX model: {reason}", fix=EXPORT_AGAIN) from e
     _name_nodes(model.graph.node)
-    return model
+    folded = without_batch_norm(model)
+    return model if folded is model else onnx.shape_inference.infer_shapes(folded)
 
 
 def _name_nodes(nodes: Iterable[Any]) -> None:
@@ -95,6 +98,13 @@ class Runner:
         """(n, classes) logits of (n, C, H, W) images."""
         parts = [outputs[0] for outputs in self.run_batches(images)]
         return np.concatenate(parts)[: len(images)].astype(np.float32)
+
+    def finite_logits(self, images: Images) -> Logits:
+        """The same, to hold others against; BuildError if they are not finite themselves."""
+        logits = self.logits(images)
+        if not np.isfinite(logits).all():
+            raise BuildError("the fp32 network itself computes no finite logits", fix=CHECK_WEIGHTS)
+        return logits
 
 
 def in_batches(images: Images, signature: Signature) -> Iterator[Images]:
