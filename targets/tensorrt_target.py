@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from targets.base import BuildRecord, Engine, Images, Precision, Target, TargetOptions
 from targets.cuda import cuda_reasons, device, parse_capability
 from targets.errors import EngineError, TargetUnavailableError
-from targets.fingerprint import Fingerprint, allowed_cpus
-from targets.machine import cgroup_quota
+from targets.fingerprint import Fingerprint
+from targets.gpu_fingerprint import gpu_fingerprint
 from targets.nvml import GpuMonitor, nvml_reasons
 from targets.plan_file import REBUILD, PlanHeader, bare, read_plan, sha256, write_plan
 from targets.tensorrt_builder import (
@@ -73,25 +73,13 @@ class TensorRt(Target):
 
     def fingerprint(self) -> Fingerprint:
         self.required(self.is_available())
-        gpu = device()
-        monitor = GpuMonitor.open(gpu.pci_bus_id)
-        try:
-            driver, clocks = monitor.driver(), monitor.clocks()
-        finally:
-            monitor.close()
-        return Fingerprint(
-            target=self.name,
-            precision=self.precision,
-            device=f"{gpu.name}, {gpu.memory_mb} MiB",
+        capabilities = ",".join(self.compute_capabilities) or "default"
+        return gpu_fingerprint(
+            self.name,
+            self.precision,
             runtime=self._version(),
-            driver=driver,
-            batch=self.options.batch,
-            threads=self.options.thread_count,
-            affinity=len(allowed_cpus()),
-            settings=self._settings(),
-            isa=(gpu.compute_capability,),
-            cgroup_quota=cgroup_quota(),
-            clocks=clocks,
+            options=self.options,
+            settings=("typing=strong", f"compute_capabilities={capabilities}"),
         )
 
     def build(
@@ -151,15 +139,6 @@ class TensorRt(Target):
 
     def _version(self) -> str:
         return f"{self.module} {self._trt().__version__}"
-
-    def _settings(self) -> tuple[str, ...]:
-        return (
-            "typing=strong",
-            "tf32=off",
-            f"cuda_graph={'on' if self.options.cuda_graph else 'off'}",
-            f"interval={'device' if self.options.device_time else 'host end-to-end'}",
-            f"compute_capabilities={','.join(self.compute_capabilities) or 'default'}",
-        )
 
     def _build_device(self) -> str:
         """The GPU that the plan depends on; "" where the builder needs none."""
