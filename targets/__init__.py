@@ -23,6 +23,14 @@ TARGETS: dict[str, str] = {
     "openvino-cpu": "targets.openvino_cpu:OpenvinoCpu",
     "openvino-cpu-fp16": "targets.openvino_cpu:OpenvinoCpuFp16",
     "openvino-cpu-int8": "targets.openvino_cpu:OpenvinoCpuInt8",
+    "ort-cuda": "targets.onnxruntime_cuda:OrtCuda",
+    "ort-cuda-fp16": "targets.onnxruntime_cuda:OrtCudaFp16",
+    "trt-fp32": "targets.tensorrt_target:TrtFp32",
+    "trt-fp16": "targets.tensorrt_target:TrtFp16",
+    "trt-int8": "targets.tensorrt_target:TrtInt8",
+    "trt-rtx-fp32": "targets.tensorrt_target:TrtRtxFp32",
+    "trt-rtx-fp16": "targets.tensorrt_target:TrtRtxFp16",
+    "trt-rtx-int8": "targets.tensorrt_target:TrtRtxInt8",
     "fake": "targets.fake:FakeTarget",
 }
 HIDDEN = frozenset({"fake"})  # loaded when named, listed to nobody
