@@ -15,6 +15,7 @@ import numpy as np
 
 from targets.base import Images
 from targets.errors import BuildError
+from targets.graph import sort_nodes
 from targets.reference import (
     CHECK_WEIGHTS,
     Runner,
@@ -208,6 +209,7 @@ def _quantized(
         )
         quantizer.quantize_model()
     _leave_output_exact(quantizer.model.model.graph)
+    sort_nodes(quantizer.model.model.graph)  # the quantiser appends what it adds
     return quantizer.model.model
 
 

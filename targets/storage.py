@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from targets.graph import replace_nodes, sort_nodes
+
 
 def without_round_trips(model: Any) -> Any:
     """The same graph without casts from fp32 to fp16 and back, each cast once, in order.
@@ -23,7 +25,7 @@ def without_round_trips(model: Any) -> Any:
         if below is not None and _is_half_cast(below):
             originals[node.output[0]] = below.input[0]
     outputs = {value.name for value in graph.output}
-    _replace_nodes(graph, [n for n in graph.node if originals.keys().isdisjoint(n.output)])
+    replace_nodes(graph, [n for n in graph.node if originals.keys().isdisjoint(n.output)])
     # a graph's output keeps its name, so there it is the original that is renamed
     renamed = {old: new for new, old in originals.items() if new in outputs}
     for node in graph.node:
@@ -33,20 +35,13 @@ def without_round_trips(model: Any) -> Any:
         for position, name in enumerate(node.output):
             node.output[position] = renamed.get(name, name)
     _drop_unread_casts(graph, outputs)
-    _sort(graph)
+    sort_nodes(graph)
     return model
 
 
 def _drop_repeated(graph: Any) -> None:
     distinct = list({tuple(node.output): node for node in graph.node}.values())
-    _replace_nodes(graph, distinct)
-
-
-def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
-    # a deleted message may not be put back, so copies are
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_nodes(graph, distinct)
 
 
 def _casts_to(node: Any) -> int | None:
@@ -69,22 +64,6 @@ def _drop_unread_casts(graph: Any, outputs: set[str]) -> None:
             graph.node.remove(node)
 
 
-def _sort(graph: Any) -> None:
-    """Order nodes so that each comes after those whose outputs it reads, else as they were."""
-    made = {name for node in graph.node for name in node.output}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        later = []
-        for node in waiting:
-            if made.isdisjoint(node.input):
-                ordered.append(node)
-                made.difference_update(node.output)
-            else:
-                later.append(node)
-        waiting = later
-    _replace_nodes(graph, ordered)
-
-
 def rounded_storage(model: Any) -> Any:
     """A float32 copy of an fp16 graph that stores each fp16 tensor in 16 bits, and only stores it.
 
@@ -102,7 +81,7 @@ def rounded_storage(model: Any) -> Any:
     for node in graph.node:
         _widen_attributes(node)
         nodes += [node, *_stored(node, half)]
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
     del graph.value_info[:]
     onnx.checker.check_model(copied)
     return copied

@@ -12,15 +12,21 @@ IMAGE = (3, 8, 8)  # (C, H, W)
 
 
 def network(
-    *, gain: float = 1.0, batch: int = 2, blocks: int = 3, seed: int = 0, shared: bool = False
+    *,
+    gain: float = 1.0,
+    outlier: float = 1.0,
+    batch: int = 2,
+    blocks: int = 3,
+    shared: bool = False,
+    opset: int = 18,
 ) -> bytes:
     """`blocks` convolutions with ReLUs, pool, flatten, gemm: (batch, 3, 8, 8) to (batch, 5).
 
     The first convolution's weights are multiplied by `gain`, the second's divided by it: the
-    function stays the same, what lies between grows. `shared`: the third convolution has the
-    first one's bias, of the values it has there.
+    function stays the same, what lies between grows. `outlier` does so to the first channel
+    alone. `shared`: the third convolution has the first one's bias.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     weights = {"gemm.weight": _normal(generator, (CLASSES, 8)) / 3}
     nodes, tensor = [], "images"
     for block in range(1, blocks + 1):
@@ -34,12 +40,16 @@ def network(
         conv = f"conv{block}"
         nodes.append(helper.make_node("Conv", read, [f"{conv}.out"], conv, pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"{conv}.out"], [tensor], f"relu{block}"))
+    weights["conv1.weight"][0] *= outlier
+    weights["conv1.bias"][0] *= outlier
+    if blocks > 1:
+        weights["conv2.weight"][:, 0] /= outlier
     nodes += [
         helper.make_node("GlobalAveragePool", [tensor], ["pool.out"], "pool"),
         helper.make_node("Flatten", ["pool.out"], ["flatten.out"], "flatten"),
         helper.make_node("Gemm", ["flatten.out", "gemm.weight"], ["logits"], "gemm", transB=1),
     ]
-    return serialised(nodes, weights, batch=batch)
+    return serialised(nodes, weights, batch=batch, opset=opset)
 
 
 def serialised(
