@@ -22,7 +22,7 @@ TARGETS: dict[str, str] = {
     "ort-cpu-int8": "targets.onnxruntime_cpu:OrtCpuInt8",
     "openvino-cpu": "targets.openvino_cpu:OpenvinoCpu",
     "openvino-cpu-fp16": "targets.openvino_cpu:OpenvinoCpuFp16",
-    "openvino-cpu-int8": "targets.openvino_cpu:OpenvinoCpuInt8",
+    "openvino-cpu-int8": "targets.openvino_int8:OpenvinoCpuInt8",
     "ort-cuda": "targets.onnxruntime_cuda:OrtCuda",
     "ort-cuda-fp16": "targets.onnxruntime_cuda:OrtCudaFp16",
     "trt-fp32": "targets.tensorrt_target:TrtFp32",
