@@ -1,0 +1,40 @@
+"""A neighbour that keeps a core busy, all the time or in bursts, as another inference would.
+
+python benchmarks/busy.py steady 1          # core 1, all the time
+python benchmarks/busy.py bursts 0 1        # core 0 or 1 at random, 50-500 ms on, 50-500 ms off
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+BURST_S = (0.05, 0.5)
+SEED = 0
+
+
+def main() -> None:
+    kind, *cores = sys.argv[1:]
+    allowed = [int(core) for core in cores]
+    parent = os.getppid()
+    generator = np.random.default_rng(SEED)
+    while os.getppid() == parent:  # an orphan ends
+        os.sched_setaffinity(0, {int(generator.choice(allowed))})
+        _multiply(generator.uniform(*BURST_S))
+        if kind == "bursts":
+            time.sleep(generator.uniform(*BURST_S))
+
+
+def _multiply(seconds: float) -> None:
+    """Matrix products whose operands fit the caches, for so long."""
+    matrix = np.ones((192, 192), np.float32)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        matrix @ matrix
+
+
+if __name__ == "__main__":
+    main()
