@@ -12,7 +12,7 @@ import numpy as np
 from targets.base import Images, Logits
 from targets.errors import BuildError
 from targets.folding import without_batch_norm
-from targets.onnxruntime_session import ports, refusals, translated
+from targets.onnxruntime_session import NOT_ASKED_FOR, ports, refusals, translated
 from targets.signature import Signature, check_signature
 
 EXPORT_AGAIN = "export the network again: pipeline export"
@@ -80,7 +80,10 @@ class Runner:
         serialised = model.SerializeToString()
         with refusals(serialised):
             self._session = runtime.InferenceSession(
-                serialised, options, providers=["CPUExecutionProvider"]
+                serialised,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=NOT_ASKED_FOR,
             )
         inputs, outputs = ports(self._session.get_inputs()), ports(self._session.get_outputs())
         batch = inputs[0].shape[0] if inputs and inputs[0].shape else 0
