@@ -105,11 +105,12 @@ class TensorRtEngine(Engine):
     def _bind(self, signature: Signature) -> None:
         self.input_shape = signature.input_shape
         buffers = CallBuffers(signature.input_shape, (self.input_shape[0], signature.classes))
-        self._buffers, context = buffers, self._context
+        self._buffers = buffers
+        # no local name for the context: a traceback would keep it alive beyond `close`
         is_bound = (
-            context.set_input_shape(signature.input_name, signature.input_shape)
-            and context.set_tensor_address(signature.input_name, int(buffers.device_input))
-            and context.set_tensor_address(signature.output_name, int(buffers.device_output))
+            self._context.set_input_shape(signature.input_name, signature.input_shape)
+            and self._context.set_tensor_address(signature.input_name, int(buffers.device_input))
+            and self._context.set_tensor_address(signature.output_name, int(buffers.device_output))
         )
         if not is_bound:
             raise EngineError(
@@ -119,19 +120,22 @@ class TensorRtEngine(Engine):
     def _prepare(self, cuda_graph: bool) -> None:
         """Call once, as TensorRT-RTX compiles its kernels then; capture the graph after that."""
         buffers = self._opened()
-        stream = buffers.stream
-        enqueue, handle = self._context.execute_async_v3, stream.handle
-        self._work = _enqueuer(self._trt, enqueue, handle)
+        self._work: Callable[[], None] = self._enqueue
         buffers.call(self._work)
         if not cuda_graph:
             return
         # TensorRT-RTX can tell in advance; TensorRT fails to capture
-        can_capture = getattr(self._context, "is_stream_capturable", None)
-        if can_capture is not None and not can_capture(handle):
+        if hasattr(self._context, "is_stream_capturable") and not (
+            self._context.is_stream_capturable(buffers.stream.handle)
+        ):
             raise EngineError("this engine cannot be captured", fix="leave out --cuda-graph")
-        self._graph = Graph(stream, self._work)
+        self._graph = Graph(buffers.stream, self._enqueue)
         self._work = self._graph.launch
         buffers.call(self._work)
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._opened().stream.handle):
+            raise EngineError(f"{self._trt.__name__} could not enqueue the network", fix=REBUILD)
 
     def _timed(self, buffers: CallBuffers, calls: int) -> Samples:
         buffers.rewind()
@@ -144,14 +148,6 @@ class TensorRtEngine(Engine):
         if self._buffers is None:
             raise EngineError("the engine was closed")
         return self._buffers
-
-
-def _enqueuer(trt: Any, enqueue: Callable[[int], bool], handle: int) -> Callable[[], None]:
-    def work() -> None:
-        if not enqueue(handle):
-            raise EngineError(f"{trt.__name__} could not enqueue the network", fix=REBUILD)
-
-    return work
 
 
 def _execution_context(trt: Any, engine: Any) -> Any:
