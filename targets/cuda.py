@@ -149,14 +149,7 @@ class Graph:
         """Capture what `enqueue` puts on pycuda's `stream`; it must have run there before."""
         runtime = self._runtime = _runtime()
         self._stream = runtime.cudaStream_t(stream.handle)
-        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        checked(runtime, runtime.cudaStreamBeginCapture(self._stream, mode))
-        try:
-            enqueue()
-        finally:
-            # a capture that was begun must end, or the stream stays unusable
-            ended = runtime.cudaStreamEndCapture(self._stream)
-        graph = checked(runtime, ended)
+        graph = _captured(runtime, self._stream, enqueue)
         try:
             self._executable = checked(runtime, runtime.cudaGraphInstantiate(graph, 0))
         finally:
@@ -173,6 +166,20 @@ class Graph:
         executable, self._executable = self._executable, None
         if executable is not None:
             checked(self._runtime, self._runtime.cudaGraphExecDestroy(executable))
+
+
+def _captured(runtime: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
+    """The graph of what `enqueue` puts on the stream; the capture ends even if that fails."""
+    mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    checked(runtime, runtime.cudaStreamBeginCapture(stream, mode))
+    try:
+        enqueue()
+    except BaseException:
+        error, graph = runtime.cudaStreamEndCapture(stream)
+        if error == runtime.cudaError_t.cudaSuccess:
+            checked(runtime, runtime.cudaGraphDestroy(graph))
+        raise
+    return checked(runtime, runtime.cudaStreamEndCapture(stream))
 
 
 def _runtime() -> Any:
