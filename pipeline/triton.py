@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from pipeline.errors import DeployError
+from targets.base import TritonServing
 
 INPUT_NAME, OUTPUT_NAME = "input", "output"
 INSTALL = "pip install 'wgates[triton]'"
@@ -15,44 +16,36 @@ WARMUP_REQUESTS = 10
 # the name is also a folder and part of a URL
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-# what `level` means to Triton's onnxruntime backend: -1 basic, 1 extended, 2 none, else all
-_OPTIMISE_ALL, _OPTIMISE_NOTHING = 0, 2
-
 
 def triton_config(
-    name: str,
-    *,
-    input_shape: tuple[int, int, int, int],
-    classes: int,
-    batch: int,
-    threads: int,
-    optimised: bool = True,
+    name: str, serving: TritonServing, *, input_shape: tuple[int, int, int, int], classes: int
 ) -> str:
-    """The config.pbtxt that serves a static graph (N, C, H, W) -> (N, classes) on the CPU.
+    """The config.pbtxt that serves a static graph (N, C, H, W) -> (N, classes).
 
-    `optimised`: `model.onnx` is the verified engine, whose graph must run as it is.
+    Where the server computes otherwise than the verified engine, its first lines say so.
     """
     if not _NAME.fullmatch(name):
         raise DeployError(
             f"{name!r} cannot name a Triton model", fix="use letters, digits, '_', '-' and '.'"
         )
-    if batch != input_shape[0]:
-        raise ValueError(f"batch {batch} does not fit the input shape {input_shape}")
     messages, text_format = _protobuf()
-    config = messages.ModelConfig(name=name, backend="onnxruntime", max_batch_size=0)
+    config = messages.ModelConfig(name=name, backend=serving.backend, max_batch_size=0)
     float32 = messages.TYPE_FP32
     # max_batch_size 0: the graph is static, so its dims include the batch
     config.input.add(name=INPUT_NAME, data_type=float32, dims=input_shape)
-    config.output.add(name=OUTPUT_NAME, data_type=float32, dims=(batch, classes))
-    config.instance_group.add(count=1, kind=messages.ModelInstanceGroup.KIND_CPU)
-    config.optimization.graph.level = _OPTIMISE_NOTHING if optimised else _OPTIMISE_ALL
-    for key, count in (("intra_op_thread_count", threads), ("inter_op_thread_count", 1)):
-        config.parameters[key].string_value = str(count)
+    config.output.add(name=OUTPUT_NAME, data_type=float32, dims=(input_shape[0], classes))
+    group = messages.ModelInstanceGroup
+    config.instance_group.add(count=1, kind=group.KIND_GPU if serving.on_gpu else group.KIND_CPU)
+    if serving.graph_level is not None:
+        config.optimization.graph.level = serving.graph_level
+    for key, value in serving.parameters.items():
+        config.parameters[key].string_value = value
     warmup = config.model_warmup.add(name="random", batch_size=1, count=WARMUP_REQUESTS)
     warmup.inputs[INPUT_NAME].CopyFrom(
         messages.ModelWarmup.Input(data_type=float32, dims=input_shape, random_data=True)
     )
-    return str(text_format.MessageToString(config))
+    doubts = "".join(f"# {doubt}\n" for doubt in serving.doubts)
+    return doubts + str(text_format.MessageToString(config))
 
 
 def parse_config(text: str) -> Any:

@@ -62,6 +62,17 @@ class BuildRecord:
     facts: Mapping[str, Any] = field(default_factory=dict)  # JSON: converter, layers, seconds, ...
 
 
+@dataclass(frozen=True)
+class TritonServing:
+    """How NVIDIA's Triton server runs the engines of a target."""
+
+    backend: str
+    on_gpu: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)  # of the backend
+    graph_level: int | None = None  # of optimisation, where the backend has one
+    doubts: tuple[str, ...] = ()  # where the server computes otherwise than was verified
+
+
 class Engine(ABC):
     """A loaded engine, used in a `with` block; leaving it frees its memory."""
 
@@ -118,7 +129,6 @@ class Target(ABC):
     takes: ClassVar[frozenset[str]] = frozenset({"batch", "threads"})  # options it understands
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions say what is installed
     install: ClassVar[str] = ""  # the command that brings everything but the device
-    triton_backend: ClassVar[str] = ""  # of Triton's that serves the engine; "": none does
 
     def __init__(self, options: TargetOptions) -> None:
         self.options = options
@@ -167,6 +177,10 @@ class Target(ABC):
     @abstractmethod
     def load(self, engine: Path) -> Engine:
         """Load a built engine file; EngineError if it is damaged or foreign."""
+
+    def triton(self) -> TritonServing | None:
+        """How Triton serves the engines; None if none of its backends does."""
+        return None
 
     def served_files(self, engine: Path) -> Mapping[str, bytes]:
         """Files of a Triton model's version folder, by name, that serve this very engine."""

@@ -12,11 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from targets.base import BuildRecord, Engine, Images, Precision, Target, TargetOptions
+from targets.base import (
+    BuildRecord,
+    Engine,
+    Images,
+    Precision,
+    Target,
+    TargetOptions,
+    TritonServing,
+)
 from targets.errors import BuildError, DeployError, EngineError
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.machine import cpu_isa
 from targets.onnxruntime_session import (
+    TRITON_OPTIMISES_NOTHING,
     OrtEngine,
     open_session,
     ports,
@@ -55,7 +64,6 @@ class OrtCpu(Target):
     takes = frozenset({"batch", "threads", "spinning"})
     packages = ("onnxruntime", "onnxruntime-gpu")
     install = INSTALL
-    triton_backend = "onnxruntime"
 
     def __init__(self, options: TargetOptions) -> None:
         super().__init__(options)
@@ -134,6 +142,14 @@ class OrtCpu(Target):
             session = open_session(runtime, engine, options, (PROVIDER,), EngineError)
         self._check_stamp(session.get_modelmeta().custom_metadata_map, engine)
         return OrtEngine(runtime, session, self._signature(session, EngineError))
+
+    def triton(self) -> TritonServing:
+        threads = str(self.options.thread_count)
+        return TritonServing(
+            "onnxruntime",
+            parameters={"intra_op_thread_count": threads, "inter_op_thread_count": "1"},
+            graph_level=TRITON_OPTIMISES_NOTHING,
+        )
 
     def _runtime(self) -> Any:
         self.required(self.is_available())

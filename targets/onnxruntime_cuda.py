@@ -14,14 +14,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from targets.base import BuildRecord, Engine, Images, Precision, Target
+from targets.base import BuildRecord, Engine, Images, Precision, Target, TritonServing
 from targets.cuda import DRIVER, bindings_reasons, device, driver_reasons
 from targets.errors import BuildError, DeployError, EngineError
 from targets.fingerprint import Fingerprint
 from targets.gpu_fingerprint import gpu_fingerprint
 from targets.nvml import GpuMonitor, nvml_reasons
 from targets.onnxruntime_cuda_engine import OrtCudaEngine
-from targets.onnxruntime_session import ports, refusals, stamp, translated
+from targets.onnxruntime_session import TRITON_OPTIMISES_ALL, ports, refusals, stamp, translated
 from targets.plan_file import REBUILD
 from targets.signature import Signature, check_signature
 from targets.tensorrt_graph import Request, read_onnx, typed_model
@@ -46,7 +46,6 @@ class OrtCuda(Target):
     takes = frozenset({"batch", "threads", "cuda_graph"})
     packages = ("onnxruntime-gpu", "cuda-bindings", "nvidia-ml-py")
     install = INSTALL
-    triton_backend = "onnxruntime"
 
     def is_available(self) -> tuple[str, ...]:
         return (*runtime_reasons(), *driver_reasons(), *bindings_reasons(), *nvml_reasons())
@@ -98,6 +97,9 @@ class OrtCuda(Target):
         signature = self._signature(session, EngineError)
         monitor = GpuMonitor.open(device().pci_bus_id)
         return OrtCudaEngine(runtime, session, signature, monitor)
+
+    def triton(self) -> TritonServing:
+        return TritonServing("onnxruntime", on_gpu=True, graph_level=TRITON_OPTIMISES_ALL)
 
     def _runtime(self) -> Any:
         self.required(self.is_available())

@@ -17,6 +17,8 @@ from targets.errors import BuildError, DeployError, EngineError
 from targets.samples import Samples
 from targets.signature import Port, Signature
 
+# what `level` means to Triton's backend: -1 basic, 1 extended, 2 none, anything else all
+TRITON_OPTIMISES_ALL, TRITON_OPTIMISES_NOTHING = 0, 2
 ROTATED_INPUTS = 3  # tensors that successive calls rotate over
 # how ONNX Runtime words a complaint about a node; it may leave the name or the node out
 BLAME = tuple(

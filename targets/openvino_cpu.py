@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from targets.base import BuildRecord, Engine, Images, Precision, Target, TargetOptions
+from targets.base import (
+    BuildRecord,
+    Engine,
+    Images,
+    Precision,
+    Target,
+    TargetOptions,
+    TritonServing,
+)
 from targets.errors import BuildError, EngineError
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.half import TOLERANCE
@@ -50,7 +58,6 @@ class OpenvinoTarget(Target):
     channel_multiple = 8
     packages: ClassVar[tuple[str, ...]] = ("openvino",)
     install = INSTALL
-    triton_backend = "openvino"
 
     def __init__(self, options: TargetOptions) -> None:
         super().__init__(options)
@@ -133,6 +140,14 @@ class OpenvinoTarget(Target):
         signature = signature_of(compiled, batch=self.options.batch, error=EngineError)
         return OpenvinoEngine(compiled, signature)
 
+    def triton(self) -> TritonServing:
+        threads = str(self.options.thread_count)
+        return TritonServing(
+            "openvino",
+            parameters={"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"},
+            doubts=self._triton_doubts(),
+        )
+
     def served_files(self, engine: Path) -> Mapping[str, bytes]:
         # Triton's backend compiles for itself: it reads no blob
         content = EngineFile.read(engine)
@@ -163,11 +178,17 @@ class OpenvinoTarget(Target):
             "openvino": version(),
             "compute": self.compute,
             "layers": kernels_by_precision(compiled),
-            # the backend has no parameter that asks for f32
-            "compute_in_triton": core()
-            .get_property(DEVICE, "INFERENCE_PRECISION_HINT")
-            .to_string(),
         }
+
+    def _triton_doubts(self) -> tuple[str, ...]:
+        # the backend has no parameter that asks for f32
+        given = core().get_property(DEVICE, "INFERENCE_PRECISION_HINT").to_string()
+        if given == self.compute:
+            return ()
+        return (
+            f"on a CPU like this one Triton's openvino backend computes in {given}, where the "
+            f"engine computes in {self.compute}: its latency and logits will differ",
+        )
 
 
 class OpenvinoCpu(OpenvinoTarget):

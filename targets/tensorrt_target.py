@@ -12,7 +12,15 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from targets.base import BuildRecord, Engine, Images, Precision, Target, TargetOptions
+from targets.base import (
+    BuildRecord,
+    Engine,
+    Images,
+    Precision,
+    Target,
+    TargetOptions,
+    TritonServing,
+)
 from targets.cuda import cuda_reasons, device, parse_capability
 from targets.errors import EngineError, TargetUnavailableError
 from targets.fingerprint import Fingerprint
@@ -42,7 +50,6 @@ class TensorRt(Target):
     takes = frozenset({"batch", "threads", "device_time", "cuda_graph"})
     packages: ClassVar[tuple[str, ...]] = ("tensorrt", "pycuda", "cuda-bindings", "nvidia-ml-py")
     install = "pip install 'wgates[trt]'"
-    triton_backend = "tensorrt"
 
     def __init__(self, options: TargetOptions, *, on_progress: Progress | None = None) -> None:
         """`on_progress` gets phase, step and steps of a build, and stops it by returning False."""
@@ -131,6 +138,9 @@ class TensorRt(Target):
         monitor = GpuMonitor.open(device().pci_bus_id)
         return TensorRtEngine(self._trt(), plan, settings, monitor)
 
+    def triton(self) -> TritonServing | None:
+        return TritonServing("tensorrt", on_gpu=True)
+
     def served_files(self, engine: Path) -> Mapping[str, bytes]:
         return {"model.plan": bare(engine)}
 
@@ -182,10 +192,12 @@ class TensorRtRtx(TensorRt):
     takes = TensorRt.takes | {"compute_capabilities"}
     packages = ("tensorrt-rtx", "pycuda", "cuda-bindings", "nvidia-ml-py")
     install = "pip install 'wgates[trt-rtx]' pycuda"
-    triton_backend = ""  # Triton's TensorRT backend links TensorRT itself
 
     def is_buildable(self) -> tuple[str, ...]:
         return self.build_reasons()
+
+    def triton(self) -> None:
+        """None: Triton's TensorRT backend links TensorRT itself."""
 
     def _build_device(self) -> str:
         return ""

@@ -30,13 +30,6 @@ def execute(context: Context) -> None:
     name = context.options(PackageOptions).serve_name or _servable(run.folder.name)
     certificate = run.document("verify", "certificate.json")
     threads = certificate["fingerprint"]["threads"]
-    triton = triton_config(
-        name,
-        input_shape=shape,
-        classes=len(card.classes),
-        batch=shape[0],
-        threads=threads,
-    )
     files: dict[str, Path | bytes] = {
         "certificate.json": run.read("verify", "certificate.json"),
         engine.name: engine,
@@ -44,8 +37,7 @@ def execute(context: Context) -> None:
         "plan.json": run.read("prune", "plan.json"),
         "weights.safetensors": run.read("finetune", "weights.safetensors"),
         "report.html": render_report(run.folder).encode("utf-8"),
-        f"triton/{name}/config.pbtxt": triton.encode("utf-8"),
-        f"triton/{name}/1/model{target.engine_suffix}": engine,
+        **_triton_files(context, target, engine, name, classes=len(card.classes)),
     }
     manifest = Manifest(
         name=name,
@@ -69,6 +61,25 @@ def execute(context: Context) -> None:
     folder.mkdir()
     write_bundle(folder, manifest, files)
     Bundle.open(folder)
+
+
+def _triton_files(
+    context: Context, target: Target, engine: Path, name: str, *, classes: int
+) -> dict[str, Path | bytes]:
+    """A Triton model repository; nothing where Triton cannot run such engines."""
+    serving, say = target.triton(), context.reporter.say
+    if serving is None:
+        say(f"package: no backend of Triton runs engines of {target.name}: no repository")
+        return {}
+    for doubt in serving.doubts:
+        say(f"package: {doubt}")
+    shape = skeleton_of(context.run).input_shape
+    config = triton_config(name, serving, input_shape=shape, classes=classes)
+    served = target.served_files(engine)
+    return {
+        f"triton/{name}/config.pbtxt": config.encode("utf-8"),
+        **{f"triton/{name}/1/{file}": content for file, content in served.items()},
+    }
 
 
 def _further_options(target: Target) -> dict[str, Any]:

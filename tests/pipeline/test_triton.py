@@ -8,14 +8,19 @@ import pytest
 
 from pipeline.errors import DeployError
 from pipeline.triton import parse_config, triton_config
+from targets import load_target
+from targets.base import TargetOptions, TritonServing
 
 SHAPE = (4, 3, 32, 48)
 
 
-def written(*, optimised: bool = True) -> str:
-    return triton_config(
-        "resnet20", input_shape=SHAPE, classes=10, batch=4, threads=2, optimised=optimised
-    )
+SERVING = TritonServing(
+    "onnxruntime", parameters={"intra_op_thread_count": "2"}, graph_level=2, doubts=("it may err",)
+)
+
+
+def written(serving: TritonServing = SERVING) -> str:
+    return triton_config("resnet20", serving, input_shape=SHAPE, classes=10)
 
 
 def test_ports_carry_the_whole_static_shape() -> None:
@@ -34,13 +39,29 @@ def test_it_runs_as_it_was_verified() -> None:
     (group,) = config.instance_group
     assert (group.count, group.Kind.Name(group.kind)) == (1, "KIND_CPU")
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    assert parameters == {"intra_op_thread_count": "2", "inter_op_thread_count": "1"}
+    assert parameters == {"intra_op_thread_count": "2"}
+    assert config.optimization.graph.level == 2
 
 
-@pytest.mark.parametrize(("optimised", "level"), [(True, 2), (False, 0)])
-def test_an_optimised_graph_is_not_optimised_again(optimised: bool, level: int) -> None:
+def test_a_gpu_backend_without_levels() -> None:
+    config = parse_config(written(TritonServing("tensorrt", on_gpu=True)))
+    (group,) = config.instance_group
+    assert (config.backend, group.Kind.Name(group.kind)) == ("tensorrt", "KIND_GPU")
+    assert not config.HasField("optimization")
+    assert not config.parameters
+
+
+def test_doubts_stand_where_who_serves_it_will_look() -> None:
+    assert written().splitlines()[0] == "# it may err"
+    assert "#" not in written(TritonServing("tensorrt"))
+
+
+def test_an_optimised_engine_of_ours_is_not_optimised_again() -> None:
     # the backend reads 2 as "disable all" and -1, in spite of its name, as "basic"
-    assert parse_config(written(optimised=optimised)).optimization.graph.level == level
+    serving = load_target("ort-cpu", TargetOptions(threads=3)).triton()
+    assert serving is not None
+    assert serving.graph_level == 2
+    assert serving.parameters["intra_op_thread_count"] == "3"
 
 
 def test_warm_up_sends_whole_batches_of_random_images() -> None:
@@ -55,12 +76,7 @@ def test_warm_up_sends_whole_batches_of_random_images() -> None:
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", ".hidden", "ä", "x\n"])
 def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
     with pytest.raises(DeployError, match="cannot name a Triton model"):
-        triton_config(name, input_shape=SHAPE, classes=10, batch=4, threads=2)
-
-
-def test_a_batch_unlike_the_shape_is_a_mistake_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="batch 1 does not fit"):
-        triton_config("m", input_shape=SHAPE, classes=10, batch=1, threads=2)
+        triton_config(name, SERVING, input_shape=SHAPE, classes=10)
 
 
 @pytest.mark.parametrize("text", ["name: ", "no_such_field: 1", "max_batch_size: -"])
