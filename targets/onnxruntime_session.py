@@ -125,7 +125,7 @@ def stamp(engine: Path, entries: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def translated(error: type[DeployError], context: str) -> Iterator[None]:
+def translated(error: type[DeployError], context: str, *, fix: str = "") -> Iterator[None]:
     """Turn ONNX Runtime's own exceptions into `error`; they share no base class but Exception."""
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = tuple(
@@ -137,7 +137,7 @@ def translated(error: type[DeployError], context: str) -> Iterator[None]:
         yield
     except own as refused:
         message = " ".join(str(refused).split())
-        raise error(f"{context}: {message}") from refused
+        raise error(f"{context}: {message}", fix=fix) from refused
 
 
 @contextmanager

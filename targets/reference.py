@@ -70,7 +70,8 @@ def require_nodes(model: Any, names: Collection[str]) -> None:
 class Runner:
     """A session over one thread, for any number of images and all of the graph's outputs."""
 
-    def __init__(self, model: Any, *, optimised: bool = True) -> None:
+    def __init__(self, model: Any, *, optimised: bool = True, watched: int = 0) -> None:
+        """`watched` outputs at the end are no logits but values to look at."""
         runtime = cpu_runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -86,15 +87,16 @@ class Runner:
                 disabled_optimizers=NOT_ASKED_FOR,
             )
         inputs, outputs = ports(self._session.get_inputs()), ports(self._session.get_outputs())
+        own = outputs[: len(outputs) - watched]
         batch = inputs[0].shape[0] if inputs and inputs[0].shape else 0
         self.signature = check_signature(
-            inputs, outputs[:1], batch=batch if isinstance(batch, int) else 0, error=BuildError
+            inputs, own, batch=batch if isinstance(batch, int) else 0, error=BuildError
         )
 
     def run_batches(self, images: Images) -> Iterator[list[Any]]:
         """All outputs for each batch of (n, C, H, W) images; the last batch is filled up."""
         for batch in in_batches(images, self.signature):
-            with translated(BuildError, "ONNX Runtime failed"):
+            with translated(BuildError, "ONNX Runtime failed", fix=EXPORT_AGAIN):
                 yield self._session.run(None, {self.signature.input_name: batch})
 
     def logits(self, images: Images) -> Logits:

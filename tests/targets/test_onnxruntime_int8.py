@@ -17,6 +17,7 @@ from targets.errors import BuildError, EngineError
 from targets.onnxruntime_cpu import OrtCpu, OrtCpuInt8
 from targets.qdq import QdqForm
 
+from .tiny_onnx import tiny_model
 from .wide_range import images, network, serialised
 
 pytest.importorskip("onnxruntime")
@@ -85,6 +86,12 @@ def test_another_batch_is_refused(out: Path) -> None:
     target = OrtCpuInt8(TargetOptions(batch=4, threads=1))
     with pytest.raises(BuildError, match="batch 2, the target batch 4"):
         target.build(network(), out, [images(2)])
+    assert list(out.parent.iterdir()) == []
+
+
+def test_two_outputs_are_refused_by_name(target: OrtCpuInt8, out: Path) -> None:
+    with pytest.raises(BuildError, match=r"2: logits \(2, 5\), features \(2, 8\)"):
+        target.build(tiny_model(two_outputs=True), out, [images(4)])
     assert list(out.parent.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from targets import reference
 from targets.errors import BuildError
 from targets.reference import (
     Runner,
@@ -105,6 +106,18 @@ def test_shrunk_leaves_nothing_out_that_is_needed_only_then() -> None:
         return "b" in names or "d" in names
 
     assert len(shrunk(("a", "b", "c", "d", "e"), passes)) == 1
+
+
+def test_two_outputs_are_refused_by_name() -> None:
+    with pytest.raises(BuildError, match=r"2: logits \(2, 5\), features \(2, 8\)"):
+        Runner(parsed(tiny_model(two_outputs=True)))
+
+
+def test_without_the_runtime_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BuildError, match="onnxruntime is needed") as raised:
+        Runner(parsed(network()))
+    assert raised.value.fix == "pip install 'wgates[ort-cpu]'"
 
 
 def test_a_refused_model_names_its_node() -> None:
