@@ -44,7 +44,8 @@ class OrtCudaEngine(Engine):
         ]
         self._resident = itertools.cycle(resident)
         logits = np.zeros((self.input_shape[0], signature.classes), np.float32)
-        self._images = runtime.OrtValue.ortvalue_from_numpy(resident[0], device, 0)
+        images = np.zeros(self.input_shape, np.float32)
+        self._images = runtime.OrtValue.ortvalue_from_numpy(images, device, 0)
         self._logits = runtime.OrtValue.ortvalue_from_numpy(logits, device, 0)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(signature.input_name, self._images)
