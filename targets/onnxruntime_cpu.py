@@ -40,7 +40,7 @@ PROVIDER = "CPUExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cpu]'"
 ERRORS_ONLY = 3  # hides the warning that a saved graph fits this kind of machine only
 
-ORDER_IMAGES = 64  # on which nodes are put in order of the harm they do
+ORDER_IMAGES = 16  # on which nodes are put in order of harm: each node costs a run over them
 # operators that ONNX Runtime computes in integers
 INTEGER_KERNELS = (
     "QLinearConv",
