@@ -39,10 +39,12 @@ TURN_MS = 1.5  # half of the anchor's turn in a round: shorter than a scheduler'
 MIN_ROUNDS = 6
 CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a chance to be wrong
 LONGER_ROUND = 1.5  # than the rounds so far: the engine that runs outside has the extra call
+MEASURING_SHARE = 0.95  # of the time limit; what is left is for the bootstrap
 WARM_UP_SHARE = 0.15  # of the time limit, for each engine
-# no number of rounds averages out where a network's memory came to lie, nor how warm a preempted
-# call left the caches (benchmarks/timing.py): relative half widths, the latter by share of calls
-MODEL_ERROR, DISTURBED_ERROR = 0.002, 0.02
+# No number of rounds averages out where the networks' memory came to lie, which alone moves their
+# ratio by 0.3 % from process to process, nor how warm preempted calls left the caches: relative
+# half widths, the second times the share of disturbed calls (benchmarks/timing.py).
+MEMORY_ERROR, DISTURBED_ERROR = 0.005, 0.02
 # the anchor is the same in all rounds: where it moves more, its threads lost their cores at times,
 # and two networks need not suffer from that in the same proportion
 MAX_ANCHOR_SPREAD = 0.10
@@ -181,7 +183,7 @@ def compare(
     warm-up included.
     """
     start = perf_counter_ns()
-    limit_ns = round(limit_s * 1e9)
+    limit_ns = MEASURING_SHARE * limit_s * 1e9
     warm = [_warmed_up(engine, WARM_UP_SHARE * limit_s) for engine in (candidate, anchor)]
     warmup_calls = warm[0][0], warm[1][0]
     if calls is None:
@@ -227,7 +229,7 @@ def _comparison(
     candidate = Samples.concatenate(ours for ours, _ in pairs)
     anchor = Samples.concatenate(anchor for _, anchor in pairs)
     clean = np.concatenate([candidate.clean, anchor.clean])
-    error = MODEL_ERROR + DISTURBED_ERROR * (1.0 - float(np.mean(clean)))
+    error = math.hypot(MEMORY_ERROR, DISTURBED_ERROR * (1.0 - float(np.mean(clean))))
     return Comparison(
         ratio=float(np.median(ratios)),
         ratio_ci95=_interval(ratios, error),

@@ -1,6 +1,6 @@
-"""The measuring process of `benchmarks/timing.py`: one JSON line a trial on stdout.
+"""One trial of `benchmarks/timing.py` in a process of its own: one JSON line on stdout.
 
-python benchmarks/timing_trials.py A.onnx B.onnx --core 0 --trials 10 --precision 0.01
+python benchmarks/timing_trial.py A.onnx B.onnx --core 0 --precision 0.01
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from targets import load_target
 from targets.base import Engine, TargetOptions
-from targets.timing import compare, warm_up
-
-PAUSE_S = 0.2  # at most, between trials, so that they fall anywhere into a burst
+from targets.timing import compare
 
 
 def main() -> None:
@@ -27,19 +25,12 @@ def main() -> None:
     parser.add_argument("candidate", type=Path)
     parser.add_argument("anchor", type=Path)
     parser.add_argument("--core", type=int, required=True)
-    parser.add_argument("--trials", type=int, required=True)
     parser.add_argument("--precision", type=float, required=True)
     options = parser.parse_args()
     os.sched_setaffinity(0, {options.core})
     target = load_target("ort-cpu", TargetOptions(threads=1))
-    generator = np.random.default_rng(0)
-    with target.load(options.anchor) as anchor:
-        warm_up(anchor)
-        for _ in range(options.trials):
-            time.sleep(generator.uniform(0, PAUSE_S))
-            # loaded anew, as calibration does: where its memory comes to lie is part of the error
-            with target.load(options.candidate) as candidate:
-                print(json.dumps(_trial(candidate, anchor, options.precision)), flush=True)
+    with target.load(options.anchor) as anchor, target.load(options.candidate) as candidate:
+        print(json.dumps(_trial(candidate, anchor, options.precision)))
 
 
 def _trial(candidate: Engine, anchor: Engine, precision: float) -> dict[str, Any]:
