@@ -7,12 +7,6 @@ import numpy as np
 import pytest
 
 from targets.samples import Samples
-from targets.statistics import (
-    bootstrap_ci95,
-    percentile_of,
-    required_samples,
-    student_quantile,
-)
 
 MS = 1_000_000
 EVERY_COLUMN = (
@@ -46,21 +40,6 @@ def test_when_few_calls_are_clean_all_are_used_and_that_is_said() -> None:
     assert len(samples.clean_ms) == 5
     assert samples.doubts() == ("only 1 of 5 calls ran undisturbed, so all are used",)
     assert samples_of([1.0] * 4, [0, 1, 1, 1]).clean_ms.tolist() == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("samples", "word"),
-    [
-        (samples_of([1.0, 1.0, 2.0, 2.0]), "spreads over 67%"),
-        (samples_of([0.001] * 9), "Python's own share"),
-        (Samples(*[np.full(3, MS)] * 2, np.zeros(3, int), throttled_us=1500), "for 1.5 ms"),
-        (Samples(*[np.full(3, MS)] * 2, np.zeros(3, int), steal_ticks=100), "hypervisor"),
-        (samples_of([]), "no samples"),
-    ],
-)
-def test_samples_state_their_doubts(samples: Samples, word: str) -> None:
-    (doubt,) = samples.doubts()
-    assert word in doubt
 
 
 def test_samples_are_values() -> None:
@@ -219,91 +198,3 @@ def test_calls_that_were_kept_from_the_cpu_are_left_out() -> None:
     samples = gpu_samples([1.0, 9.0, 1.0, 1.0], withheld=[0, 1, 0, 0])
     assert samples.clean.tolist() == [True, False, True, True]
     assert samples.clean_ms.tolist() == [1.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("columns", "doubt"),
-    [
-        (
-            {"gpu_throttle": [0x24, 0x4, 0x1, 0x2]},
-            "the GPU was throttled during 50% of the calls (power cap, "
-            "thermal slowdown by software)",
-        ),
-        (
-            {"gpu_foreign": [0, 2, 0, 1]},
-            "up to 2 foreign processes were on the GPU during 50% of the calls",
-        ),
-        (
-            {"gpu_mhz": [1000, 1000, 1500, 1500]},
-            "the GPU's clock moved between 1000 and 1500 MHz",
-        ),
-    ],
-)
-def test_the_gpu_gives_reasons_for_doubt(columns: dict[str, list[int]], doubt: str) -> None:
-    assert gpu_samples([1.0] * 4, **columns).doubts() == (doubt,)
-
-
-def test_an_idle_or_steady_gpu_gives_none() -> None:
-    quiet = {"gpu_throttle": [0x1, 0x2, 0x0], "gpu_foreign": [0] * 3, "gpu_mhz": [1980, 1965, 1980]}
-    assert gpu_samples([1.0] * 3, **quiet).doubts() == ()
-
-
-# statistics
-
-
-def test_the_bootstrap_interval_is_repeatable_and_known() -> None:
-    assert bootstrap_ci95([3.0] * 7) == (3.0, 3.0)
-    values = list(range(1, 102))
-    low, high = bootstrap_ci95(values)
-    assert (low, high) == bootstrap_ci95(values)
-    # the order statistics 41 and 61 bound the median of 101 values at 95 %
-    assert 39 <= low <= 43
-    assert 59 <= high <= 63
-
-
-def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
-    values = np.random.default_rng(3).normal(10.0, 2.0, 400)
-    low, high = bootstrap_ci95(values, np.mean)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.03)
-    assert high == pytest.approx(values.mean() + half, abs=0.03)
-
-
-def test_the_interval_of_few_values_covers_as_often_as_that_of_many() -> None:
-    generator = np.random.default_rng(4)
-    for n, fewest in ((8, 0.93), (30, 0.92)):
-        drawn = generator.standard_normal((300, n))
-        intervals = [bootstrap_ci95(row, resamples=400) for row in drawn]
-        assert fewest <= np.mean([low <= 0.0 <= high for low, high in intervals]) <= 0.99
-
-
-@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.182), (7, 2.365), (30, 2.042)])
-def test_students_quantiles_agree_with_tables(freedom: int, quantile: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(quantile, rel=0.01)
-
-
-def test_the_bootstrap_in_pieces_covers_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("targets.statistics._DRAWS_AT_ONCE", 25)
-    drawn: list[int] = []
-
-    def statistic(rows: np.ndarray, axis: int) -> np.ndarray:
-        drawn.append(len(rows))
-        return np.asarray(rows.mean(axis=axis))
-
-    bootstrap_ci95(range(10), statistic, resamples=7)
-    assert drawn == [2, 2, 2, 1]
-
-
-def test_the_bootstrap_needs_values() -> None:
-    with pytest.raises(ValueError, match="list of values"):
-        bootstrap_ci95([])
-
-
-def test_percentiles_need_samples() -> None:
-    assert required_samples(99) == 299
-    assert required_samples(90) == 29
-    with pytest.raises(ValueError, match="p99 needs 299 samples; there are 298"):
-        percentile_of(np.ones(298), 99)
-    assert percentile_of(np.arange(300.0), 99) == pytest.approx(296.01)
-    with pytest.raises(ValueError, match="between 0 and 100"):
-        percentile_of(np.ones(9), 100)
