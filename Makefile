@@ -12,7 +12,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lint-docker clean
+.PHONY: help demo test gpu-check lint lint-docker clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | \
@@ -24,6 +24,10 @@ demo: $(STAMP) ## prune ResNet-20 to 0.6x of its latency on this CPU; resumes wh
 
 test: lint ## everything that CI checks: the lint targets, then the tests
 	REQUIRE_TARGETS=$(REQUIRE_TARGETS) $(BIN)/pytest
+
+gpu-check: $(STAMP) ## tests and benchmark that need a GPU; without one, all that is missing
+	$(BIN)/pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(STAMP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .
