@@ -179,14 +179,7 @@ def _quantized(
     only: tuple[str, ...] = (),
 ) -> Any:
     """A Q/DQ copy of a ModelProto that `parsed` gave."""
-    if (opset := _opset(model)) < OLDEST_OPSET:
-        raise BuildError(
-            f"opset {opset} cannot quantise per channel", fix="export with opset 18 or later"
-        )
-    if missing := sorted(set(_float_tensors(model)) - ranges.limits.keys()):
-        raise BuildError(
-            f"the ranges lack {', '.join(missing[:3])}", fix="calibrate this very network"
-        )
+    _require_quantisable(model, ranges)
     quantization = importlib.import_module("onnxruntime.quantization")
     copied = type(model)()
     copied.CopyFrom(model)
@@ -216,6 +209,17 @@ def _quantized(
     _leave_output_exact(quantizer.model.model.graph)
     sort_nodes(quantizer.model.model.graph)  # the quantiser appends what it adds
     return quantizer.model.model
+
+
+def _require_quantisable(model: Any, ranges: Ranges) -> None:
+    if (opset := _opset(model)) < OLDEST_OPSET:
+        raise BuildError(
+            f"opset {opset} cannot quantise per channel", fix="export with opset 18 or later"
+        )
+    if missing := sorted(set(_float_tensors(model)) - ranges.limits.keys()):
+        raise BuildError(
+            f"the ranges lack {', '.join(missing[:3])}", fix="calibrate this very network"
+        )
 
 
 def _leave_output_exact(graph: Any) -> None:
