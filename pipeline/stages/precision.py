@@ -119,7 +119,8 @@ class _Trials:
     def with_fallback(self) -> Judged:
         """Double the nodes kept in fp32 until the loss is within the limit, then bisect."""
         order = self.referee.target.fallback_order(self.onnx, self.referee.batches)
-        self.order = tuple(node for node in order if node not in self.kept)
+        # one less: with all of them in fp32 it would be another target
+        self.order = tuple(node for node in order if node not in self.kept)[:-1]
         failed, count = 0, 1
         while (judged := self._within(count)) is None:
             if count >= len(self.order):
