@@ -99,7 +99,13 @@ class OrtCuda(Target):
         return OrtCudaEngine(runtime, session, signature, monitor)
 
     def triton(self) -> TritonServing:
-        return TritonServing("onnxruntime", on_gpu=True, graph_level=TRITON_OPTIMISES_ALL)
+        tf32 = 'Triton uses TF32 unless its gpu_execution_accelerator "cuda" gets use_tf32 = 0'
+        return TritonServing(
+            "onnxruntime",
+            on_gpu=True,
+            graph_level=TRITON_OPTIMISES_ALL,
+            doubts=(tf32,) if self.precision == "fp32" else (),
+        )
 
     def _runtime(self) -> Any:
         self.required(self.is_available())

@@ -42,7 +42,10 @@ CHANNEL_BLOCK: dict[Precision, int] = {"fp32": 4, "fp16": 8, "int8": 32}
 
 
 class TensorRt(Target):
-    """What all targets of both modules share; subclasses name module and precision."""
+    """What all targets of both modules share; subclasses name module and precision.
+
+    The threads are those of the builder; a loaded engine is driven by the calling one alone.
+    """
 
     module: ClassVar[str] = "tensorrt"
     engine_suffix = ".plan"
@@ -71,9 +74,7 @@ class TensorRt(Target):
 
     def build_reasons(self) -> tuple[str, ...]:
         """Why models cannot be parsed and converted here, device aside."""
-        found = []
-        if importlib.util.find_spec(self.module) is None:
-            found.append(f"{self.module} is not installed: {self.install}")
+        found = [*self._module_reasons()]
         if self.precision != "fp32" and importlib.util.find_spec("onnxruntime") is None:
             found.append(f"onnxruntime is not installed, {self.precision} graphs are made with it")
         return tuple(found) or self._capability_reasons()
@@ -139,10 +140,22 @@ class TensorRt(Target):
         return TensorRtEngine(self._trt(), plan, settings, monitor)
 
     def triton(self) -> TritonServing | None:
-        return TritonServing("tensorrt", on_gpu=True)
+        graphs = "measured with a CUDA graph; Triton replays one only with optimization.cuda.graphs"
+        return TritonServing(
+            "tensorrt", on_gpu=True, doubts=(graphs,) if self.options.cuda_graph else ()
+        )
 
     def served_files(self, engine: Path) -> Mapping[str, bytes]:
         return {"model.plan": bare(engine)}
+
+    def _module_reasons(self) -> tuple[str, ...]:
+        if importlib.util.find_spec(self.module) is None:
+            return (f"{self.module} is not installed: {self.install}",)
+        try:
+            self._trt()
+        except (ImportError, OSError) as error:  # such as bindings without their libraries
+            return (f"{self.module} is damaged ({error}): {self.install} --force-reinstall",)
+        return ()
 
     def _trt(self) -> Any:
         return importlib.import_module(self.module)
@@ -172,7 +185,7 @@ class TensorRt(Target):
                 f"{engine} has batch {header.batch}, the target batch {self.options.batch}",
                 fix=f"choose --batch {header.batch}, or {REBUILD}",
             )
-        if importlib.util.find_spec(self.module) is not None and header.runtime != self._version():
+        if not self._module_reasons() and header.runtime != self._version():
             raise EngineError(
                 f"{engine} was built by {header.runtime}, here is {self._version()}", fix=REBUILD
             )

@@ -131,6 +131,15 @@ def test_every_reason_is_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime is not installed" in plain.is_available()[1]
 
 
+def test_bindings_without_their_libraries_are_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object) -> None:
+        raise OSError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr(TrtRtxFp32, "_trt", refuse)
+    (reason,) = TrtRtxFp32(TargetOptions()).is_buildable()
+    assert reason.startswith("tensorrt_rtx is damaged (libnvinfer.so.11: cannot open")
+
+
 @pytest.mark.parametrize("kept", [0, 10, 200, -1])
 def test_a_truncated_engine_is_refused(target: TrtRtxFp32, engine: Path, kept: int) -> None:
     engine.write_bytes(engine.read_bytes()[:kept])
@@ -160,6 +169,10 @@ def test_triton_gets_the_bare_plan(target: TrtRtxFp32, engine: Path) -> None:
     serving = TrtFp32(TargetOptions()).triton()
     assert serving is not None
     assert (serving.backend, serving.on_gpu) == ("tensorrt", True)
+    assert serving.doubts == ()
+    with_graph = TrtFp32(TargetOptions(cuda_graph=True)).triton()
+    assert with_graph is not None
+    assert "CUDA graph" in with_graph.doubts[0]
     assert target.triton() is None
 
 
