@@ -252,7 +252,7 @@ class ClosedLoop:
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         """Build the plan's widths and time them; a resumed run reads the result back instead."""
         widths, fingerprint = plan.widths(), self.target.fingerprint()
-        measure_all(self.bench, self.database, [widths], precision=0.004)
+        measure_all(self.bench, self.database, [widths], precision=0.006)
         records = self.database.records(self.skeleton.sha256, fingerprint)
         record = next(item for item in records if item.widths == widths)
         return Round(
