@@ -6,6 +6,7 @@ cuda.bindings on the handle of pycuda's stream. Both share the device's primary 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib
@@ -113,10 +114,11 @@ def checked(runtime: Any, result: tuple[Any, ...]) -> Any:
 def primary_context() -> Any:
     """pycuda's handle of the primary context, which CUDA's runtime API uses too.
 
-    Kept for the life of the process: the last release would destroy it under other users.
+    Kept until the interpreter ends: the last release would destroy it under other users.
     """
     driver = importlib.import_module("pycuda.driver")
     driver.init()
+    atexit.register(primary_context.cache_clear)  # later, CUDA may be gone already
     return driver.Device(DEVICE).retain_primary_context()
 
 

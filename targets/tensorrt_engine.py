@@ -51,8 +51,11 @@ class TensorRtEngine(Engine):
                 self._deserialise(plan)
                 self._bind(_signature(trt, self._engine, settings.batch))
                 self._prepare(settings.cuda_graph)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            try:
+                self.close()
+            except EngineError as second:  # of a device that failed; the first reason counts
+                error.add_note(str(second))
             raise
 
     def infer_batch(self, images: Images) -> Logits:
@@ -80,17 +83,23 @@ class TensorRtEngine(Engine):
         if not self._is_open:
             return
         self._is_open = False
-        with current_context(), translated("the engine cannot be freed"):
-            if self._graph is not None:
-                self._graph.close()
-            # a context must not outlive its engine, nor an engine its runtime
-            self._context = None
-            self._engine = None
-            self._runtime = None
-            if self._buffers is not None:
-                self._buffers.close()
-            self._graph = self._buffers = None
-        self._monitor.close()
+        try:
+            with current_context(), translated("the engine cannot be freed"):
+                self._free()
+        finally:
+            self._monitor.close()
+
+    def _free(self) -> None:
+        graph, self._graph = self._graph, None
+        buffers, self._buffers = self._buffers, None
+        if graph is not None:
+            graph.close()
+        # a context must not outlive its engine, nor an engine its runtime
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        if buffers is not None:
+            buffers.close()
 
     def _deserialise(self, plan: bytes) -> None:
         trt = self._trt

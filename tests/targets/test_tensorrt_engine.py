@@ -10,6 +10,7 @@ from targets.errors import EngineError
 from targets.nvml import GpuMonitor
 from targets.tensorrt_engine import RunSettings, TensorRtEngine
 
+from . import fake_cuda
 from . import fake_tensorrt as stand_in
 from .fake_cuda import FakeGpu, install
 from .fake_tensorrt import CLASSES, WORK_MS, fake_tensorrt
@@ -124,6 +125,22 @@ def test_a_failure_of_the_device_is_an_engine_error(gpu: FakeGpu) -> None:
                 use()
         gpu.fails_to_copy = False
     assert gpu.depth == 0
+
+
+def test_the_first_failure_is_the_one_that_is_told(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.fails_to_copy = True
+
+    def fail(allocation: object) -> None:
+        raise fake_cuda.CudaError("cuMemFree failed")
+
+    monkeypatch.setattr(fake_cuda.Allocation, "free", fail)
+    with pytest.raises(EngineError, match="memcpy failed") as raised:
+        opened(gpu)
+    assert "cuMemFree failed" in raised.value.__notes__[0]
+    assert gpu.depth == 0
+    assert sys.modules["pynvml"].opened == 0
 
 
 def test_a_network_that_cannot_be_enqueued_is_an_engine_error(gpu: FakeGpu) -> None:
