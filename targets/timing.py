@@ -37,6 +37,7 @@ FEW_SAMPLES = 30
 
 TURN_MS = 1.5  # half of the anchor's turn in a round: shorter than a scheduler's time slice
 MIN_ROUNDS = 6
+SETTLING_NS = 100_000_000  # of timed calls; the very first rounds favour one of two by some 0.3 %
 CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a chance to be wrong
 LONGER_ROUND = 1.5  # than the rounds so far: the engine that runs outside has the extra call
 MEASURING_SHARE = 0.95  # of the time limit; what is left is for the bootstrap
@@ -179,8 +180,8 @@ def compare(
 
     A round is ABBA, with `calls` timed calls a letter (None: as many as the slower engine does in
     some 1.5 ms). Stops when half the 95 % interval is within `precision` of the ratio, asked after
-    6, 9, 14, 21, ... rounds; or after `rounds`; or before the round that would outlast `limit_s`,
-    warm-up included.
+    6, 9, 14, 21, ... rounds, not before 0.1 s; or after `rounds`; or before the round that would
+    outlast `limit_s`, warm-up included.
     """
     start = perf_counter_ns()
     limit_ns = MEASURING_SHARE * limit_s * 1e9
@@ -189,13 +190,14 @@ def compare(
     if calls is None:
         calls = min(_calls_a_turn(samples) for _, samples in warm)
     pairs: list[tuple[Samples, Samples]] = []
-    check, began = MIN_ROUNDS, perf_counter_ns()
+    check, timed_ns, began = MIN_ROUNDS, 0, perf_counter_ns()
     while True:
         pairs.append(_time_round(candidate, anchor, calls, candidate_outside=len(pairs) % 2 == 0))
+        timed_ns += sum(int(samples.wall_ns.sum()) for samples in pairs[-1])
         now = perf_counter_ns()
         next_ns = LONGER_ROUND * (now - began) / len(pairs)
         done = len(pairs) >= rounds or now + next_ns - start > limit_ns
-        if done or len(pairs) >= check:
+        if done or (len(pairs) >= check and timed_ns >= SETTLING_NS):
             check = math.ceil(CHECK_FACTOR * len(pairs))
             found = _comparison(pairs, precision, warmup_calls)
             if done or found.is_precise:

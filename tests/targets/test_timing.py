@@ -77,14 +77,14 @@ def test_rounds_alternate_who_goes_first(clock: FakeClock) -> None:
 
 
 def test_the_ratio_of_steady_engines_is_exact_and_stops_early(clock: FakeClock) -> None:
-    found = compare(steady("A", clock, [], 0.1), steady("B", clock, [], 0.2))
+    found = compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0))
     assert found.ratio == 0.5
     assert found.ratio_ci95 == pytest.approx((0.4975, 0.5025))  # what no round can tell
-    assert len(found.round_ratios) == 6
+    assert found.calls_per_round == 4  # in two turns; 12 ms with those of the other
+    assert len(found.round_ratios) == 9  # 0.1 s
     assert found.is_precise
-    assert found.calls_per_round == 16  # two turns of 1.5 ms of the slower one
-    assert found.round_index.tolist() == [r for r in range(6) for _ in range(16)]
-    assert len(found.candidate) == len(found.anchor) == 96
+    assert found.round_index.tolist() == [r for r in range(9) for _ in range(4)]
+    assert len(found.candidate) == len(found.anchor) == 36
     assert found.doubts() == ()
 
 
@@ -114,7 +114,7 @@ def test_the_interval_is_looked_at_ever_more_rarely(
         return 0.0, 1.0
 
     monkeypatch.setattr("targets.timing._interval", interval)
-    compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0), rounds=40)
+    compare(steady("A", clock, [], 2.0), steady("B", clock, [], 4.0), rounds=40)
     assert looks == [6, 9, 14, 21, 32, 40]
 
 
