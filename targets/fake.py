@@ -10,7 +10,6 @@ import binascii
 import hashlib
 import json
 import math
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from targets.base import BuildRecord, Engine, Images, Logits, Precision, Target, TargetOptions
 from targets.errors import BuildError, EngineError
+from targets.files import write_whole
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
 from targets.signature import Port, Signature, check_signature
@@ -88,9 +88,7 @@ class FakeTarget(Target):
             "sha256": hashlib.sha256(serialised).hexdigest(),
             "onnx": base64.b64encode(serialised).decode(),
         }
-        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(record, indent=1))
-        partial.replace(out)
+        write_whole(out, json.dumps(record, indent=1).encode())
         return BuildRecord(out)
 
     def load(self, engine: Path) -> Engine:

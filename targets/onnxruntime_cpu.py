@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -22,6 +21,7 @@ from targets.base import (
     TritonServing,
 )
 from targets.errors import BuildError, DeployError, EngineError
+from targets.files import REBUILD, replacing
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.machine import cpu_isa
 from targets.onnxruntime_session import (
@@ -116,17 +116,13 @@ class OrtCpu(Target):
         runtime = self._runtime()
         options = self._session_options(runtime)
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{self.engine_suffix}")
-        options.optimized_model_filepath = str(partial)
-        try:
+        with replacing(out) as partial:
+            options.optimized_model_filepath = str(partial)
             with refusals(onnx):
                 session = open_session(runtime, onnx, options, (PROVIDER,), BuildError)
             self._signature(session, BuildError)
             facts = self._checked(partial)
             stamp(partial, {STAMP_TARGET: self.name, STAMP_BLOCK: str(self.channel_block)})
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
         return facts
 
     def _checked(self, optimised: Path) -> dict[str, Any]:
@@ -175,13 +171,14 @@ class OrtCpu(Target):
         )
 
     def _check_stamp(self, stamp: dict[str, str], engine: Path) -> None:
-        fix = "build it again here: pipeline build"
         if stamp.get(STAMP_TARGET) != self.name:
-            raise EngineError(f"{engine} was not built by {self.name}, or is cut short", fix=fix)
+            raise EngineError(
+                f"{engine} was not built by {self.name}, or is cut short", fix=REBUILD
+            )
         block = stamp.get(STAMP_BLOCK)
         if block != str(self.channel_block):
             built_for = f"a CPU with channel blocks of {block}, here they are {self.channel_block}"
-            raise EngineError(f"{engine} was built for {built_for}", fix=fix)
+            raise EngineError(f"{engine} was built for {built_for}", fix=REBUILD)
 
 
 class OrtCpuInt8(OrtCpu):

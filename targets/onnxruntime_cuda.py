@@ -7,7 +7,6 @@ import ctypes
 import importlib
 import importlib.util
 import io
-import os
 import re
 from collections.abc import Collection, Iterable
 from importlib.metadata import distributions
@@ -17,12 +16,12 @@ from typing import Any
 from targets.base import BuildRecord, Engine, Images, Precision, Target, TritonServing
 from targets.cuda import DRIVER, bindings_reasons, device, driver_reasons
 from targets.errors import BuildError, DeployError, EngineError
+from targets.files import REBUILD, replacing
 from targets.fingerprint import Fingerprint
 from targets.gpu_fingerprint import gpu_fingerprint
 from targets.nvml import GpuMonitor, nvml_reasons
 from targets.onnxruntime_cuda_engine import OrtCudaEngine
 from targets.onnxruntime_session import TRITON_OPTIMISES_ALL, ports, refusals, stamp, translated
-from targets.plan_file import REBUILD
 from targets.signature import Signature, check_signature
 from targets.tensorrt_graph import Request, read_onnx, typed_model
 
@@ -73,13 +72,9 @@ class OrtCuda(Target):
         with refusals(model.onnx):
             session = self._session(runtime, model.onnx, BuildError)
         self._signature(session, BuildError)
-        partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-        try:
+        with replacing(out) as partial:
             partial.write_bytes(model.onnx)
             stamp(partial, {STAMP_TARGET: self.name, STAMP_RUNTIME: runtime.__version__})
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
         return BuildRecord(out, model.kept_fp32, model.facts)
 
     def load(self, engine: Path) -> Engine:

@@ -19,6 +19,7 @@ from targets.base import (
     TritonServing,
 )
 from targets.errors import BuildError, EngineError
+from targets.files import REBUILD
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.half import TOLERANCE
 from targets.machine import cpu_isa
@@ -38,7 +39,7 @@ from targets.openvino_engine import (
     translated,
     version,
 )
-from targets.openvino_file import REBUILD, EngineFile, Stamp
+from targets.openvino_file import EngineFile, Stamp
 from targets.openvino_typed import (
     TypedModel,
     logits_error,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from targets.errors import BuildError
-from targets.plan_file import write_whole
+from targets.files import write_whole
 from targets.tensorrt_graph import TypedModel
 from targets.tensorrt_log import (
     Progress,

@@ -12,8 +12,8 @@ from targets.base import Engine, Images, Logits
 from targets.cuda import Graph, current_context, translated
 from targets.cuda_buffers import EVENT_PAIRS, CallBuffers
 from targets.errors import EngineError
+from targets.files import REBUILD
 from targets.nvml import GpuMonitor
-from targets.plan_file import REBUILD
 from targets.samples import Samples
 from targets.signature import Port, Signature, check_signature
 from targets.tensorrt_log import collected_errors, process_log

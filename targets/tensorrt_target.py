@@ -6,9 +6,11 @@ compute capabilities, and compiles the kernels where the plan is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +25,11 @@ from targets.base import (
 )
 from targets.cuda import cuda_reasons, device, parse_capability
 from targets.errors import EngineError, TargetUnavailableError
+from targets.files import REBUILD
 from targets.fingerprint import Fingerprint
 from targets.gpu_fingerprint import gpu_fingerprint
 from targets.nvml import GpuMonitor, nvml_reasons
-from targets.plan_file import REBUILD, PlanHeader, bare, read_plan, sha256, write_plan
+from targets.plan_file import PlanHeader, bare, read_plan, write_plan
 from targets.tensorrt_builder import (
     BuildSettings,
     build_plan,
@@ -116,11 +119,11 @@ class TensorRt(Target):
             compute_capabilities=self.compute_capabilities,
             device=built_on,
             batch=self.options.batch,
-            onnx_sha256=sha256(source),
-            plan_sha256=sha256(plan.content),
+            onnx_sha256=hashlib.sha256(source).hexdigest(),
         )
         write_plan(out, header, plan.content)
-        facts = {**model.facts, **plan.facts, **header.to_json()}
+        facts = {**model.facts, **plan.facts, **asdict(header)}
+        facts["compute_capabilities"] = list(header.compute_capabilities)  # as JSON has them
         return BuildRecord(out, model.kept_fp32, facts)
 
     def fallback_order(self, onnx: bytes | Path, batches: Iterable[Images]) -> tuple[str, ...]:

@@ -18,7 +18,15 @@ from targets.base import BuildRecord, Engine, Images, Logits, Precision, TargetO
 from targets.fake import FakeTarget
 from tests.targets.digits_net import digits
 
-NODES = ("Conv_1", "Conv_0", "Conv_2", "Gemm_0", "Relu_0", "Add_0", "Relu_1")  # the most harmful first
+NODES = (
+    "Conv_1",
+    "Conv_0",
+    "Conv_2",
+    "Gemm_0",
+    "Relu_0",
+    "Add_0",
+    "Relu_1",
+)  # the most harmful first
 BATCH = 1
 
 
