@@ -8,6 +8,7 @@ from typing import Any
 
 import rich.console
 from rich.table import Table
+from rich.text import Text
 
 from targets import known_targets, load_target
 from targets.base import Target, TargetOptions
@@ -53,13 +54,18 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def draw_targets(found: list[dict[str, Any]]) -> None:
-    """One row a target."""
-    table = Table()
+    """Targets with the same answer share a row."""
+    table = Table(show_lines=True)
     for column in ("target", "builds", "runs", "device, or what is missing"):
         table.add_column(column)
+    rows: dict[tuple[str, str, str], list[str]] = {}
     for item in found:
-        builds, runs = (_yes(item[key]) for key in ("builds", "available"))
-        table.add_row(item["name"], builds, runs, _device(item) or "; ".join(item["reasons"]))
+        what = _device(item) or "\n".join(f"- {reason}" for reason in item["reasons"])
+        rows.setdefault((_yes(item["builds"]), _yes(item["available"]), what), []).append(
+            item["name"]
+        )
+    for (builds, runs, what), names in rows.items():
+        table.add_row("\n".join(names), builds, runs, Text(what))  # "[trt]" is no markup here
     console = rich.console.Console(highlight=False)
     console.print(table)
     console.print("more about one: pipeline targets --explain NAME")

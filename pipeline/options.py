@@ -157,6 +157,9 @@ class CalibrateOptions:
     quantizer: str = option(
         "auto", "who makes the int8 form; auto: whichever of the target's measures better"
     )
+    compute_capabilities: str | None = option(
+        None, "GPUs that TensorRT-RTX builds for, such as sm86,sm89 (unset: its default)"
+    )
     range_images: int = option(128, "training images that int8 takes its ranges from", least=1)
     precision_loss: Share = option(
         Share(0.01), "most top-1 that fp16 or int8 may lose on validation", least=0, below=1

@@ -26,6 +26,7 @@ def target_of(run: Run, *, quantizer: str | None = None) -> Target:
             device_time=options.device_time,
             cuda_graph=options.cuda_graph,
             quantizer=_quantizer(run, options) if quantizer is None else quantizer,
+            compute_capabilities=_listed(options.compute_capabilities),
         ),
     )
     if reasons := target.is_available():
@@ -34,6 +35,10 @@ def target_of(run: Run, *, quantizer: str | None = None) -> Target:
             fix=f"see: pipeline targets --explain {options.target}",
         )
     return target
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 def settled_keep_fp32(run: Run) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from targets.timing import Samples, time_calls
 Precision = Literal["fp32", "fp16", "int8"]
 Images = NDArray[np.float32]  # (N, C, H, W), already normalised
 Logits = NDArray[np.float32]  # (N, classes)
+Progress = Callable[[str, int, int], bool]  # phase, step, steps; False: stop building
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TargetOptions:
     device_time: bool = False  # latency is the device's own time, not what the caller waits
     cuda_graph: bool = False  # replay the network as one captured CUDA graph
     quantizer: str = ""  # who makes the int8 form; "": whichever the target prefers
-    compute_capabilities: tuple[str, ...] = ()  # GPUs to build for, such as "sm89"; (): this one
+    compute_capabilities: tuple[str, ...] = ()  # GPUs to build for, such as "sm89"; (): the default
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -129,6 +130,8 @@ class Target(ABC):
     takes: ClassVar[frozenset[str]] = frozenset({"batch", "threads"})  # options it understands
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions say what is installed
     install: ClassVar[str] = ""  # the command that brings everything but the device
+
+    on_progress: Progress | None = None  # told of the steps of a build, where the runtime tells
 
     def __init__(self, options: TargetOptions) -> None:
         self.options = options

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from targets.base import Progress
 from targets.errors import BuildError
 from targets.files import write_whole
 from targets.tensorrt_graph import TypedModel
 from targets.tensorrt_log import (
-    Progress,
     Watch,
     collected_errors,
     interruptible,

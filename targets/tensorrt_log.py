@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from targets.base import Progress
 from targets.errors import BuildError
-
-Progress = Callable[[str, int, int], bool]  # phase, step, steps; False: stop building
 
 KEPT_LINES = 200
 # TensorRT ends its messages with where in its own sources they were written

@@ -38,7 +38,6 @@ from targets.tensorrt_builder import (
 )
 from targets.tensorrt_engine import RunSettings, TensorRtEngine
 from targets.tensorrt_graph import Request, int8_fallback_order, read_onnx, typed_model
-from targets.tensorrt_log import Progress
 
 # tensor cores take channels by 16 bytes, int8 ones by 32 channels; fp32 without TF32 uses none
 CHANNEL_BLOCK: dict[Precision, int] = {"fp32": 4, "fp16": 8, "int8": 32}
@@ -57,10 +56,8 @@ class TensorRt(Target):
     packages: ClassVar[tuple[str, ...]] = ("tensorrt", "pycuda", "cuda-bindings", "nvidia-ml-py")
     install = "pip install 'wgates[trt]'"
 
-    def __init__(self, options: TargetOptions, *, on_progress: Progress | None = None) -> None:
-        """`on_progress` gets phase, step and steps of a build, and stops it by returning False."""
+    def __init__(self, options: TargetOptions) -> None:
         super().__init__(options)
-        self.on_progress = on_progress
         self.channel_block = CHANNEL_BLOCK[self.precision]
         try:
             names = tuple(parse_capability(text) for text in options.compute_capabilities)

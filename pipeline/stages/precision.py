@@ -55,6 +55,17 @@ class Referee:
 
     def build(self, onnx: bytes, out: Path, keep_fp32: Collection[str] = ()) -> Judged:
         """The engine of a graph, with as few nodes in fp32 as the limit allows."""
+        self.target.on_progress = self._tell
+        try:
+            return self._judged(onnx, out, keep_fp32)
+        finally:
+            self.target.on_progress = None
+
+    def _tell(self, phase: str, step: int, steps: int) -> bool:
+        self.context.reporter.progress(f"build: {phase}", step, steps)
+        return True
+
+    def _judged(self, onnx: bytes, out: Path, keep_fp32: Collection[str]) -> Judged:
         if self.target.precision == "fp32":
             started = time.perf_counter()
             record = build_engine(self.target, onnx, out)

@@ -109,7 +109,8 @@ def test_capabilities_are_an_option(tmp_path: Path) -> None:
 
 
 def test_a_build_can_be_watched_and_stopped(tmp_path: Path) -> None:
-    target = TrtRtxFp32(TargetOptions(batch=2), on_progress=lambda *step: False)
+    target = TrtRtxFp32(TargetOptions(batch=2))
+    target.on_progress = lambda *step: False
     with pytest.raises(BuildError, match="cancelled"):
         target.build(tiny_model(), tmp_path / "a.plan")
     assert list(tmp_path.iterdir()) == []
@@ -144,7 +145,7 @@ def test_bindings_without_their_libraries_are_a_reason(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("kept", [0, 10, 200, -1])
 def test_a_truncated_engine_is_refused(target: TrtRtxFp32, engine: Path, kept: int) -> None:
     engine.write_bytes(engine.read_bytes()[:kept])
-    with pytest.raises(EngineError, match=r"tiny\.plan.*cut short"):
+    with pytest.raises(EngineError, match=r"tiny\.plan.*(cut short|foreign)"):
         target.load(engine)
 
 
