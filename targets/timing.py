@@ -45,7 +45,7 @@ WARM_UP_SHARE = 0.15  # of the time limit, for each engine
 # No number of rounds averages out where the networks' memory came to lie, which alone moves their
 # ratio by 0.3 % from process to process, nor how warm preempted calls left the caches: relative
 # half widths, the second times the share of disturbed calls (benchmarks/timing.py).
-MEMORY_ERROR, DISTURBED_ERROR = 0.005, 0.03
+MEMORY_ERROR, DISTURBED_ERROR = 0.004, 0.02
 # the anchor is the same in all rounds: where it moves more, its threads lost their cores at times,
 # and two networks need not suffer from that in the same proportion
 MAX_ANCHOR_SPREAD = 0.10
