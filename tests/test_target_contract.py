@@ -6,12 +6,13 @@ REQUIRE_TARGETS=ort-cpu,fake turns the skip of a target that is not available in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from _pytest.mark import ParameterSet
 from onnx.reference import ReferenceEvaluator
 
 from targets import known_targets, load_target
@@ -30,9 +31,6 @@ MAX_GROWTH_MB = 20.0  # allocators keep some; a leak of 200 engines and their po
 
 ALL = sorted(known_targets(include_hidden=True))
 ON_GPU = ("trt-", "ort-cuda")
-PARAMS = [
-    pytest.param(name, marks=[pytest.mark.gpu] if name.startswith(ON_GPU) else []) for name in ALL
-]
 
 
 def required() -> set[str]:
@@ -66,13 +64,32 @@ def builds_only(target: Target) -> bool:
     return not target.is_buildable() and bool(target.is_available())
 
 
-@pytest.fixture(params=PARAMS)
+def marked(names: Iterable[str]) -> list[ParameterSet]:
+    return [
+        pytest.param(name, marks=[pytest.mark.gpu] if name.startswith(ON_GPU) else [])
+        for name in names
+    ]
+
+
+def is_here(name: str, *, to_build: bool = False) -> bool:
+    """Whether a target can be tested; one that is required is, and fails if it cannot be."""
+    target = load_target(name, options_for(name))
+    reasons = target.is_buildable() if to_build else target.is_available()
+    return not reasons or (name in required() and (to_build or not builds_only(target)))
+
+
+# others skip once, in `test_it_runs_here`, and not in each test again
+RUNNERS = marked(name for name in ALL if is_here(name))
+BUILDERS = [name for name in ALL if is_here(name, to_build=True)]
+
+
+@pytest.fixture(params=RUNNERS)
 def target(request: pytest.FixtureRequest) -> Target:
     """A target that runs here."""
     return available(request.param)
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=BUILDERS)
 def builder(request: pytest.FixtureRequest) -> Target:
     """A target that builds here, wherever its engines run."""
     return available(request.param, to_build=True)
@@ -108,6 +125,12 @@ def open_files() -> int:
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize("name", marked(ALL))
+def test_it_runs_here(name: str) -> None:
+    """Skips with every reason where it does not."""
+    assert available(name).fingerprint().target == name
 
 
 def test_required_targets_are_known() -> None:
@@ -175,11 +198,9 @@ def test_logits_are_those_of_torch_on_real_images(
     assert record.kept_fp32 == ()
 
 
-def test_int8_needs_images_and_keeps_what_it_is_told_in_fp32(
-    builder: Target, tmp_path: Path
-) -> None:
-    if builder.precision != "int8":
-        pytest.skip(f"{builder.name} is {builder.precision}")
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name.endswith("-int8")])
+def test_int8_needs_images_and_keeps_what_it_is_told_in_fp32(name: str, tmp_path: Path) -> None:
+    builder = available(name, to_build=True)
     trained = digits(BATCH)
     batches = np.split(trained.train, 8)
     out = tmp_path / f"digits{builder.engine_suffix}"
