@@ -42,10 +42,10 @@ CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a c
 LONGER_ROUND = 1.5  # than the rounds so far: the engine that runs outside has the extra call
 MEASURING_SHARE = 0.95  # of the time limit; what is left is for the bootstrap
 WARM_UP_SHARE = 0.15  # of the time limit, for each engine
-# No number of rounds averages out where the networks' memory came to lie, which alone moves their
-# ratio by 0.3 % from process to process, nor how warm preempted calls left the caches: relative
-# half widths, the second times the share of disturbed calls (benchmarks/timing.py).
-MEMORY_ERROR, DISTURBED_ERROR = 0.004, 0.02
+# No number of rounds averages out where the networks' memory came to lie and how short turns differ
+# from long ones, each worth some 0.3 % of the ratio, nor how warm preempted calls left the caches:
+# relative half widths, the second times the share of disturbed calls (benchmarks/timing.py).
+MEMORY_ERROR, DISTURBED_ERROR = 0.005, 0.02
 # the anchor is the same in all rounds: where it moves more, its threads lost their cores at times,
 # and two networks need not suffer from that in the same proportion
 MAX_ANCHOR_SPREAD = 0.10
