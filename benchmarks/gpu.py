@@ -32,14 +32,14 @@ from pipeline.pruning.groups import trace
 from pipeline.pruning.surgery import shrink
 from targets import load_target
 from targets.base import Engine, Images, TargetOptions
-from targets.cuda import device
 from targets.errors import DeployError
-from targets.nvml import GpuMonitor, throttle_words
-from targets.plan_file import bare
-from targets.reference import relative_error
+from targets.gpu.cuda import device
+from targets.gpu.nvml import GpuMonitor, throttle_words
+from targets.precision.reference import relative_error
 from targets.samples import Samples
-from targets.tensorrt_engine import RunSettings, TensorRtEngine
 from targets.timing import warm_up
+from targets.trt.engine import RunSettings, TensorRtEngine
+from targets.trt.plan_file import bare
 
 TARGETS = (
     *("trt-fp32", "trt-fp16", "trt-int8"),

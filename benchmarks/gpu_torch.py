@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from targets.base import Engine, Images, Logits
-from targets.nvml import GpuMonitor
+from targets.gpu.nvml import GpuMonitor
 from targets.samples import Samples
 from targets.timing import time_calls
 

@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model
 from targets.base import Engine, Images, TargetOptions
-from targets.half import to_fp16
-from targets.onnxruntime_cpu import INTEGER_KERNELS, OrtCpu
-from targets.qdq import QdqForm, Ranges, calibrate_ranges, to_qdq
-from targets.reference import Runner, in_batches, parsed, relative_error
+from targets.ort.cpu import INTEGER_KERNELS, OrtCpu
+from targets.precision.half import to_fp16
+from targets.precision.qdq import QdqForm, Ranges, calibrate_ranges, to_qdq
+from targets.precision.reference import Runner, in_batches, parsed, relative_error
 
 OPTIONS = TargetOptions(batch=1, threads=1)
 RANGE_IMAGES, JUDGED_IMAGES = 32, 64

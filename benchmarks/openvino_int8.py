@@ -19,7 +19,7 @@ from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model, input_size_of
 from targets import load_target
 from targets.base import BuildRecord, Engine, Images, Target, TargetOptions
-from targets.reference import relative_error
+from targets.precision.reference import relative_error
 from targets.timing import compare
 
 CLASSES = 10

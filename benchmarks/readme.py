@@ -92,8 +92,8 @@ def _int8(ort: dict[str, Any], openvino: dict[str, Any]) -> str:
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
         "",
         "Q/DQ is what `openvino-cpu-int8` prefers where the two tie; both are measured on your "
-        "network before one is chosen. The networks at 224 pixels have random weights. An asterisk: "
-        "the measurement has doubts, which the result file lists.",
+        "network before one is chosen. The networks at 224 pixels have random weights. An "
+        "asterisk: the measurement has doubts, which the result file lists.",
         "",
     ]
     return "\n".join(lines)
@@ -118,8 +118,8 @@ def _timing(timing: dict[str, Any], judges: dict[str, Any]) -> str:
     """Share of trials within the tolerance and 95 % quantile of the error, ours and plain ones'."""
     trials = {found["trials"] for found in timing["summary"].values()}
     lines = [
-        f"Two networks whose true ratio is known; {max(trials)} trials under each condition, each in "
-        "a fresh process, all methods with equal time. Each cell: share of trials within the "
+        f"Two networks whose true ratio is known; {max(trials)} trials under each condition, each "
+        "in a fresh process, all methods with equal time. Each cell: share of trials within the "
         "tolerance; 95 % of the errors are below.",
         "",
         "| condition (tolerance) | wgates | plain median | plain mean | plain minimum "

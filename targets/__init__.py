@@ -18,19 +18,19 @@ ENTRY_POINTS = "wgates.targets"
 
 # name -> "module:factory", where factory(options) makes the Target
 TARGETS: dict[str, str] = {
-    "ort-cpu": "targets.onnxruntime_cpu:OrtCpu",
-    "ort-cpu-int8": "targets.onnxruntime_cpu:OrtCpuInt8",
-    "openvino-cpu": "targets.openvino_cpu:OpenvinoCpu",
-    "openvino-cpu-fp16": "targets.openvino_cpu:OpenvinoCpuFp16",
-    "openvino-cpu-int8": "targets.openvino_int8:OpenvinoCpuInt8",
-    "ort-cuda": "targets.onnxruntime_cuda:OrtCuda",
-    "ort-cuda-fp16": "targets.onnxruntime_cuda:OrtCudaFp16",
-    "trt-fp32": "targets.tensorrt_target:TrtFp32",
-    "trt-fp16": "targets.tensorrt_target:TrtFp16",
-    "trt-int8": "targets.tensorrt_target:TrtInt8",
-    "trt-rtx-fp32": "targets.tensorrt_target:TrtRtxFp32",
-    "trt-rtx-fp16": "targets.tensorrt_target:TrtRtxFp16",
-    "trt-rtx-int8": "targets.tensorrt_target:TrtRtxInt8",
+    "ort-cpu": "targets.ort.cpu:OrtCpu",
+    "ort-cpu-int8": "targets.ort.cpu:OrtCpuInt8",
+    "openvino-cpu": "targets.ov.cpu:OpenvinoCpu",
+    "openvino-cpu-fp16": "targets.ov.cpu:OpenvinoCpuFp16",
+    "openvino-cpu-int8": "targets.ov.int8:OpenvinoCpuInt8",
+    "ort-cuda": "targets.ort.cuda:OrtCuda",
+    "ort-cuda-fp16": "targets.ort.cuda:OrtCudaFp16",
+    "trt-fp32": "targets.trt.target:TrtFp32",
+    "trt-fp16": "targets.trt.target:TrtFp16",
+    "trt-int8": "targets.trt.target:TrtInt8",
+    "trt-rtx-fp32": "targets.trt.target:TrtRtxFp32",
+    "trt-rtx-fp16": "targets.trt.target:TrtRtxFp16",
+    "trt-rtx-int8": "targets.trt.target:TrtRtxInt8",
     "fake": "targets.fake:FakeTarget",
 }
 HIDDEN = frozenset({"fake"})  # loaded when named, listed to nobody

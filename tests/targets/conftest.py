@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from targets.base import Engine, Images, Logits, TargetOptions
-from targets.onnxruntime_cpu import OrtCpu
+from targets.ort.cpu import OrtCpu
 from targets.samples import Samples
 
 from .tiny_onnx import tiny_model

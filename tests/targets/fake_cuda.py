@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from targets import cuda
+from targets.gpu import cuda
 
 from .fake_nvml import fake_nvml
 

@@ -13,7 +13,7 @@ from targets.base import TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 from targets.errors import EngineError, FingerprintError
 from targets.fingerprint import cpu_fingerprint
-from targets.onnxruntime_cpu import OrtCpu
+from targets.ort.cpu import OrtCpu
 from targets.samples import Samples
 
 from .conftest import FakeClock, ScriptedEngine

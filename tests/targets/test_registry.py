@@ -53,7 +53,7 @@ def test_installed_packages_add_targets_but_do_not_replace_ours(
         load_target("gone", TargetOptions())
 
 
-@pytest.mark.parametrize("module", ["targets", "targets.blocks", "targets.onnxruntime_cpu"])
+@pytest.mark.parametrize("module", ["targets", "targets.blocks", "targets.ort.cpu"])
 def test_importing_loads_no_runtime(module: str) -> None:
     code = (
         f"import sys, {module}\n"
