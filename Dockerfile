@@ -32,7 +32,7 @@ RUN if ! command -v python3 > /dev/null; then \
 
 
 FROM base AS builder
-ARG EXTRAS=train,ort-cpu,triton
+ARG EXTRAS=train,ort-cpu,openvino,triton
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/venv
 WORKDIR /src

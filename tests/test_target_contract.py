@@ -5,6 +5,7 @@ REQUIRE_TARGETS=ort-cpu,fake turns the skip of a target that is not available in
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -131,6 +132,16 @@ def resident_mb() -> float:
 def test_it_runs_here(name: str) -> None:
     """Skips with every reason where it does not."""
     assert available(name).fingerprint().target == name
+
+
+def device_mb(name: str) -> float:
+    """What is taken of the GPU's memory; 0 for targets that run on the CPU."""
+    if not name.startswith(ON_GPU):
+        return 0.0
+    runtime = importlib.import_module("cuda.bindings.runtime")
+    error, free, total = runtime.cudaMemGetInfo()
+    assert error == runtime.cudaError_t.cudaSuccess
+    return float(total - free) / 2**20
 
 
 def test_required_targets_are_known() -> None:
@@ -290,11 +301,12 @@ def test_loading_and_closing_leaks_nothing(target: Target, built: Path) -> None:
 
     for _ in range(5):  # pays for what the runtime keeps for the life of the process
         cycle()
-    files, memory_mb = open_files(), resident_mb()
+    files, memory_mb, gpu_mb = open_files(), resident_mb(), device_mb(target.name)
     for _ in range(CYCLES):
         cycle()
     assert open_files() <= files + 1
     assert resident_mb() <= memory_mb + MAX_GROWTH_MB
+    assert device_mb(target.name) <= gpu_mb + MAX_GROWTH_MB
 
 
 def test_fingerprints_are_stable(target: Target) -> None:

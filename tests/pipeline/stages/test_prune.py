@@ -9,7 +9,8 @@ import pytest
 from calibration.widths import Plan
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.options import PruneOptions
-from pipeline.stages.prune import Limit, Round, _best
+from pipeline.stages.closed_loop import Limit, Round
+from pipeline.stages.prune import _best
 
 CALIBRATION: dict[str, Any] = {
     "anchor_ms": 10.0,
