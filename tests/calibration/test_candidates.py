@@ -76,6 +76,16 @@ def test_one_slicer_makes_many_independent_cuts(skeleton: Skeleton) -> None:
     assert logits(first).shape == (2, CLASSES)
 
 
+def test_the_bytes_are_what_protobuf_itself_would_read_and_write(skeleton: Skeleton) -> None:
+    cut = Slicer(skeleton).slice(Plan(skeleton.sha256, {"conv0": (0, 2), "conv1": (5,)}))
+    model = onnx.load_from_string(cut)
+    again = onnx.load_from_string(model.SerializeToString())
+    assert again == model
+    assert [item.name for item in model.graph.initializer].count("conv0.weight") == 1
+    assert model.opset_import == onnx.load_from_string(skeleton.onnx_bytes).opset_import
+    assert len(cut) == len(model.SerializeToString())  # nothing unknown, nothing twice
+
+
 def test_a_plan_of_another_skeleton_is_refused(skeleton: Skeleton) -> None:
     plan = skeleton.groups.first_channels(skeleton.groups.full(), skeleton.sha256)
     with pytest.raises(GroupsError, match="another skeleton"):
