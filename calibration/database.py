@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from calibration.errors import DatabaseError
+from calibration.rows import COLUMNS, Row, widths_key, widths_of
 from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
 from targets.timing import Comparison, Samples
 
-SCHEMA = 1
+SCHEMA = 2  # 1: timed calls without the record of what the hypervisor and the quota withheld
 TABLES = """
 CREATE TABLE fingerprint (digest TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 CREATE TABLE measurement (
@@ -74,10 +74,16 @@ class LatencyDatabase:
                 for statement in TABLES.split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA or not {"fingerprint", "measurement"} <= tables:
+            elif version == 0 or not {"fingerprint", "measurement"} <= tables:
                 raise DatabaseError(
                     f"{self.path.name} is a SQLite file, but not a latency database",
                     fix="name another file, or move this one away to measure anew",
+                )
+            elif version < SCHEMA:
+                raise DatabaseError(
+                    f"{self.path.name} has schema {version}, whose timed calls lack what this "
+                    f"version ({SCHEMA}) judges them by",
+                    fix="move the file away to measure anew",
                 )
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA foreign_keys = ON")
@@ -101,27 +107,41 @@ class LatencyDatabase:
         comparison: Comparison,
     ) -> None:
         """Store one measurement with its raw samples; a repeat replaces the earlier one."""
-        with _translated(self.path), self._connection:  # commits, or rolls back on an error
+        with _translated(self.path):
+            self._insert("REPLACE", [Row.of(skeleton, fingerprint, widths, comparison)])
+
+    def merge(self, rows: Iterable[Row]) -> int:
+        """Store those rows that are not there yet, all or none; how many they were."""
+        with _translated(self.path):
+            return self._insert("IGNORE", rows)
+
+    def _insert(self, repeated: str, rows: Iterable[Row]) -> int:
+        marks = ", ".join(f":{name}" for name in COLUMNS)
+        with self._connection:  # commits, or rolls back on an error
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute(
-                "INSERT OR IGNORE INTO fingerprint VALUES (?, ?)",
-                (fingerprint.digest(), json.dumps(fingerprint.to_json())),
+            before = self._connection.total_changes
+            documents = 0
+            for row in rows:
+                found = row.fingerprint
+                documents += self._connection.execute(
+                    "INSERT OR IGNORE INTO fingerprint VALUES (?, ?)",
+                    (found.digest(), json.dumps(found.to_json())),
+                ).rowcount
+                self._connection.execute(
+                    f"INSERT OR {repeated} INTO measurement VALUES ({marks})", row.stored()
+                )
+            return self._connection.total_changes - before - documents
+
+    def rows(self, skeleton: str) -> tuple[Row, ...]:
+        """Every measurement of this network with its evidence, oldest first."""
+        with _translated(self.path):
+            cursor = self._connection.execute(
+                f"SELECT {', '.join(f'm.{name}' for name in COLUMNS)}, f.document "
+                "FROM measurement m JOIN fingerprint f ON f.digest = m.fingerprint "
+                "WHERE m.skeleton = ? ORDER BY m.rowid",
+                (skeleton,),
             )
-            self._connection.execute(
-                "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    skeleton,
-                    fingerprint.digest(),
-                    _key(widths),
-                    comparison.ratio,
-                    *comparison.ratio_ci95,
-                    comparison.candidate.to_bytes(),
-                    comparison.anchor.to_bytes(),
-                    comparison.calls_per_round,
-                    json.dumps(comparison.doubts()),
-                    datetime.now(UTC).isoformat(timespec="seconds"),
-                ),
-            )
+            return tuple(_row(values) for values in cursor)
 
     def records(self, skeleton: str, fingerprint: Fingerprint) -> tuple[LatencyRecord, ...]:
         """Every measurement of this network under this fingerprint, oldest first."""
@@ -137,21 +157,22 @@ class LatencyDatabase:
         with _translated(self.path):
             found = self._connection.execute(
                 "SELECT 1 FROM measurement WHERE skeleton = ? AND fingerprint = ? AND widths = ?",
-                (skeleton, fingerprint.digest(), _key(widths)),
+                (skeleton, fingerprint.digest(), widths_key(widths)),
             ).fetchone()
         return found is not None
 
 
-def _key(widths: WidthVector) -> str:
-    return json.dumps(dict(zip(widths.groups, widths.kept, strict=True)))
+def _row(values: tuple[Any, ...]) -> Row:
+    *columns, document = values
+    fingerprint = Fingerprint.from_json(json.loads(document))
+    return Row.from_stored(dict(zip(COLUMNS, columns, strict=True)), fingerprint)
 
 
 def _record(
     widths: str, ratio: float, low: float, high: float, anchor: bytes, doubts: str
 ) -> LatencyRecord:
-    kept = json.loads(widths)
     return LatencyRecord(
-        WidthVector(tuple(kept), tuple(kept.values())),
+        widths_of(widths),
         ratio,
         (low, high),
         float(np.median(Samples.from_bytes(anchor).clean_ms)),

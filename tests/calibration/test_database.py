@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,11 +13,15 @@ import pytest
 
 from calibration.database import SCHEMA, LatencyDatabase
 from calibration.errors import DatabaseError
+from calibration.rows import Row
+from calibration.sampling import first_widths
 from calibration.widths import WidthVector
 from targets.base import TargetOptions
 from targets.fake import FakeTarget
 from targets.samples import Samples
 from targets.timing import Comparison
+
+from .chain import chain
 
 SKELETON = "5" * 64
 FINGERPRINT = FakeTarget(TargetOptions(batch=2)).fingerprint()
@@ -34,6 +39,26 @@ while not (folder / "go").exists():
 with LatencyDatabase(folder / "latency.sqlite") as database:
     for row in range(ROWS):
         database.add(SKELETON, FINGERPRINT, widths(100 * index + row + 1), comparison(row + 1))
+"""
+
+
+MEASURER = """
+import sys
+from pathlib import Path
+from calibration.candidates import Slicer
+from calibration.database import LatencyDatabase
+from calibration.measure import Bench, measure_all
+from calibration.sampling import first_widths
+from targets.base import TargetOptions
+from targets.fake import FakeTarget
+from tests.calibration.chain import BATCH, chain
+folder, skeleton, target = Path(sys.argv[1]), chain((32, 48)), FakeTarget(TargetOptions(batch=2))
+target.build(skeleton.onnx_bytes, folder / "anchor.json")
+with LatencyDatabase(folder / "latency.sqlite") as database:
+    with target.load(folder / "anchor.json") as anchor:
+        wanted = first_widths(skeleton.groups, 1, 100_000, seed=0)
+        tell = lambda done, total: print(done, flush=True)
+        measure_all(Bench(target, Slicer(skeleton), anchor), database, wanted, on_done=tell)
 """
 
 
@@ -151,8 +176,46 @@ def test_processes_may_open_and_write_at_once(tmp_path: Path, path: Path) -> Non
         assert len(database.records(SKELETON, FINGERPRINT)) == WRITERS * ROWS
 
 
+def test_a_killed_process_loses_at_most_the_measurement_it_was_at(
+    tmp_path: Path, path: Path
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", MEASURER, str(tmp_path)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for _ in range(7):
+            child.stdout.readline()
+        child.kill()
+        told = 7 + len(child.stdout.read().split())
+    assert child.returncode == -signal.SIGKILL
+    skeleton = chain((32, 48))
+    with LatencyDatabase(path) as database:
+        rows = database.rows(skeleton.sha256)
+    assert told <= len(rows) <= told + 1
+    assert [row.widths for row in rows] == list(first_widths(skeleton.groups, 1, len(rows), seed=0))
+
+
+def test_merged_rows_are_kept_once_and_never_replace(database: LatencyDatabase) -> None:
+    rows = [Row.of(SKELETON, FINGERPRINT, widths(kept), comparison(0.5)) for kept in (3, 4)]
+    assert database.merge(rows) == 2
+    other = [Row.of(SKELETON, FINGERPRINT, widths(kept), comparison(0.9)) for kept in (4, 5)]
+    assert database.merge(other) == 1
+    assert [record.ratio for record in database.records(SKELETON, FINGERPRINT)] == [0.5, 0.5, 0.9]
+    assert database.rows(SKELETON) == (*rows, other[1])
+
+
+def test_a_merge_that_fails_merges_nothing(database: LatencyDatabase) -> None:
+    def rows() -> Iterator[Row]:
+        yield Row.of(SKELETON, FINGERPRINT, widths(3), comparison(0.5))
+        raise ValueError("cut short")
+
+    with pytest.raises(DatabaseError, match="cut short"):
+        database.merge(rows())
+    assert database.rows(SKELETON) == ()
+
+
 def test_a_refused_row_leaves_the_database_usable(database: LatencyDatabase) -> None:
-    with pytest.raises(DatabaseError, match="NOT NULL"):
+    with pytest.raises(DatabaseError, match="not finite"):
         database.add(SKELETON, FINGERPRINT, widths(7), replace(comparison(1), ratio=float("nan")))
     database.add(SKELETON, FINGERPRINT, widths(8), comparison(1))
     assert [r.widths for r in database.records(SKELETON, FINGERPRINT)] == [widths(8)]
@@ -187,7 +250,16 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     assert "upgrade wgates" in error.fix
 
 
-@pytest.mark.parametrize("version", [0, SCHEMA])
+def test_an_older_schema_is_refused_with_words(path: Path) -> None:
+    LatencyDatabase(path).__exit__(None, None, None)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    assert "has schema 1, whose timed calls lack" in str(refused(path))
+
+
+@pytest.mark.parametrize("version", [0, 1, SCHEMA])
 def test_a_foreign_sqlite_file_is_refused_and_left_alone(path: Path, version: int) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE customers (name TEXT)")
