@@ -47,8 +47,8 @@ class NetworkCost:
         groups = skeleton.groups
         return cls(
             channels=groups.full().as_array().astype(float),
-            outputs=LinearSizes(outer, _rows(groups, names, 0)),
-            inputs=LinearSizes(inner, _rows(groups, names, 1)),
+            outputs=LinearSizes(outer, rows_owned(groups, names, 0)),
+            inputs=LinearSizes(inner, rows_owned(groups, names, 1)),
             unit_macs=np.array(kernels, float),
         )
 
@@ -80,7 +80,8 @@ def parameter_count(skeleton: Skeleton, widths: WidthVector) -> int:
     )
 
 
-def _rows(groups: ChannelGroups, tensors: list[str], dim: int) -> NDArray[np.float64]:
+def rows_owned(groups: ChannelGroups, tensors: list[str], dim: int) -> NDArray[np.float64]:
+    """(T, G) rows along `dim` of each tensor that one channel of each group owns."""
     table = np.zeros((len(tensors), len(groups.prunable)))
     for column, group in enumerate(groups.prunable):
         for piece in group.slices:

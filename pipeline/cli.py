@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
+from pipeline.budget import Budget
 from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
-from pipeline.options import Budget, Share, complaint
+from pipeline.options import Share, complaint
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
@@ -226,6 +227,12 @@ def _execute(
 def _judge(certificate: dict[str, Any]) -> None:
     """The verdict as an exit code."""
     if certificate["verdict"] == "missed":
+        if certificate["budget_ms"] is None:
+            raise BudgetMissedError(
+                f"the plan misses the budget of {certificate['budget_count']:,} "
+                f"({certificate['objective']})",
+                fix="run: pipeline prune, with the plan that it makes",
+            )
         raise BudgetMissedError(
             f"the engine misses the budget of {certificate['budget_ms']:.3f} ms",
             fix="widen --margin and run it again, or ask for a larger budget",

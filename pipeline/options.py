@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, NewType, Self
+from typing import Any, Literal, NewType
+
+from pipeline.budget import Budget, Objective, Percentile
 
 Share = NewType("Share", float)  # a flag may say "1%", TOML and the field say 0.01
-Percentile = Literal["p50", "p90", "p99"]
 
 
 def option(default: Any, text: str, *, negative: str = "", **bounds: float) -> Any:
@@ -40,38 +39,6 @@ _TAKEN: Mapping[type, tuple[Any, str]] = {
     str: (str, "a text"),
     Path: ((str, Path), "a path"),
 }
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A latency budget: milliseconds, or a multiple of the dense engine on the same target."""
-
-    value: float
-    unit: Literal["ms", "x"]
-
-    PATTERN = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|x)")
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read "4.0ms" or "0.6x"; ValueError that says what is allowed."""
-        found = cls.PATTERN.fullmatch(text.strip())
-        if found is None:
-            raise ValueError(f"{text!r} is not a budget: write milliseconds (4.0ms) or 0.6x")
-        value, unit = float(found[1]), found[2]
-        if value <= 0:
-            raise ValueError(f"{text!r}: a budget must be greater than zero")
-        if unit == "x":
-            if value >= 1:
-                raise ValueError(f"{text!r}: a budget relative to dense must be below 1x")
-            return cls(value, "x")
-        return cls(value, "ms")
-
-    def in_ms(self, dense_ms: float) -> float:
-        return self.value * dense_ms if self.unit == "x" else self.value
-
-    def __str__(self) -> str:
-        # what `parse` reads: all digits, no exponent
-        return f"{Decimal(repr(self.value)).normalize():f}{self.unit}"
 
 
 def complaint(options: type, name: str, value: Any) -> str | None:
@@ -174,7 +141,13 @@ class CalibrateOptions:
 class PruneOptions:
     """Which channels stay, so that the predicted and the measured latency fit the budget."""
 
-    budget: str = option("0.6x", "latency budget: 4.0ms, or 0.6x of the dense engine")
+    objective: Objective = option(
+        "latency", "what the budget bounds: latency on the target, multiply-adds, or parameters"
+    )
+    budget: str = option(
+        "0.6x",
+        "0.6x of the dense network; or 4.0ms of latency, 1.2G multiply-adds, 3.4M parameters",
+    )
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
     method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
     gate_epochs: int = option(12, "epochs of gated training", least=0)
@@ -185,8 +158,12 @@ class PruneOptions:
     dual_lr: float = option(0.1, "step of dual ascent on the latency constraint", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
     detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
-    margin: float = option(0.02, "aim this share below the budget", least=0, below=1)
-    rounds: int = option(3, "solve, build and measure at most this often", least=1)
+    margin: float = option(
+        0.02, "aim this share below the budget (of latency; a count is exact)", least=0, below=1
+    )
+    rounds: int = option(
+        3, "solve, build and measure at most this often (for latency; a count is exact)", least=1
+    )
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from calibration.widths import dump
+from pipeline.budget import Budget, contradiction
 from pipeline.errors import DeployError, MissingInputError
 from pipeline.files import digest, digests, disk_faults_told, replace_folder, write_atomically
-from pipeline.options import complaint
+from pipeline.options import PruneOptions, complaint
 
 RECORD = "stage.json"
 OptionsT = TypeVar("OptionsT")
@@ -72,6 +73,7 @@ class Run:
         for name, stage in self.stages.items():
             wanted = {f.name: flags[f.name] for f in fields(stage.options) if f.name in flags}
             self._options[name] = stage.options(**{**asdict(self._options[name]), **wanted})
+            _check_together(self._options[name])
         with disk_faults_told(f"cannot use the run folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(known, _to_toml(self._options).encode())
@@ -246,6 +248,14 @@ def _load(path: Path) -> Any:
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def _check_together(options: Any) -> None:
+    """DeployError if options that are fine each do not go together."""
+    if isinstance(options, PruneOptions):
+        budget = Budget.parse(options.budget)
+        if found := contradiction(options.objective, budget, options.percentile):
+            raise DeployError(found[0], fix=found[1])
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

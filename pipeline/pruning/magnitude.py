@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.pruning.gates import filters_of, is_filter_bank
-from pipeline.pruning.select import Selector, uniform_widths
+from pipeline.pruning.select import Cost, Selector, uniform_widths
 from pipeline.training import Trainer
 
 
@@ -30,7 +29,7 @@ def l1_scores(model: nn.Module, skeleton: Skeleton) -> dict[str, NDArray[np.floa
 
 
 class L1Norm:
-    """Widths and channels by filter norm: the least norm lost for each millisecond saved."""
+    """Widths and channels by filter norm: the least norm lost for what each step saves."""
 
     def __init__(self, model: nn.Module, skeleton: Skeleton) -> None:
         self.skeleton = skeleton
@@ -40,17 +39,15 @@ class L1Norm:
     def solving_epochs(self, epochs: int) -> int:
         return 0
 
-    def solve(
-        self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
-    ) -> None:
+    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
         """Nothing to learn: the dense weights decide."""
 
-    def propose(self, selector: Selector, aim_ms: float) -> Plan:
-        return selector.choose(self._scores, self.skeleton.groups.full().kept, aim_ms)
+    def propose(self, selector: Selector, aim: float) -> Plan:
+        return selector.choose(self._scores, self.skeleton.groups.full().kept, aim)
 
 
 class UniformWidth(L1Norm):
     """The same share of every group, the filters of largest norm: the uniformly thinner net."""
 
-    def propose(self, selector: Selector, aim_ms: float) -> Plan:
-        return selector.plan(self._scores, uniform_widths(selector, aim_ms).kept)
+    def propose(self, selector: Selector, aim: float) -> Plan:
+        return selector.plan(self._scores, uniform_widths(selector, aim).kept)

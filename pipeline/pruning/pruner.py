@@ -7,11 +7,10 @@ from typing import Literal, Protocol
 
 from torch import nn
 
-from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.pruning.magnitude import L1Norm, UniformWidth
-from pipeline.pruning.select import Selector
+from pipeline.pruning.select import Cost, Selector
 from pipeline.pruning.wgates import GateSettings, WGates
 from pipeline.training import Trainer
 
@@ -28,13 +27,14 @@ class Pruner(Protocol):
     def solving_epochs(self, epochs: int) -> int:
         """How many of the method's epochs it needs to decide; the rest train on fixed masks."""
 
-    def solve(
-        self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
-    ) -> None:
-        """Learn under the predictor for the trainer's epochs; `ramp` on the first time."""
+    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
+        """Learn under the cost for the trainer's epochs; `ramp` on the first time.
 
-    def propose(self, selector: Selector, aim_ms: float) -> Plan:
-        """The plan for a latency that the selector's predictor says fits `aim_ms`."""
+        The cost takes widths on the trainer's device.
+        """
+
+    def propose(self, selector: Selector, aim: float) -> Plan:
+        """The plan whose cost, as the selector knows it, fits `aim`."""
 
 
 def make_pruner(

@@ -6,37 +6,52 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan, WidthVector, legal_widths, snap
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
-Predict = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # (N, G) -> (N,) milliseconds
+# (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
+Cost = Callable[[Tensor], Tensor]  # differentiable
+Price = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def priced(cost: Cost) -> Price:
+    """The cost, on the CPU, for a `Selector`."""
+
+    def price(kept: NDArray[np.float64]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            found: NDArray[np.float64] = cost(torch.from_numpy(kept).float()).double().numpy()
+        return found
+
+    return price
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Chooses widths for one network under one predictor."""
+    """Chooses widths for one network under one cost."""
 
     skeleton: Skeleton
-    predict_ms: Predict
+    price: Price
     multiple: int
 
-    def choose(self, scores: Scores, start: Sequence[int], aim_ms: float) -> Plan:
-        """The plan nearest to `start` (kept channels per group) that is predicted to fit.
+    def choose(self, scores: Scores, start: Sequence[int], aim: float) -> Plan:
+        """The plan nearest to `start` (kept channels per group) that is priced to fit.
 
-        Too slow: repeatedly take the step down that loses the least score for each millisecond
-        saved. Then use what is left: take the step up with the most score a millisecond while
-        the prediction stays within `aim_ms`; steps that cost nothing (inside one of the runtime's
+        Too dear: repeatedly take the step down that loses the least score for what it saves.
+        Then use what is left: take the step up with the most score for what it costs while
+        the price stays within `aim`; steps that cost nothing (inside one of the runtime's
         channel blocks) are taken at once.
         """
         full = self.skeleton.groups.full().kept
         kept = list(snap(start, full, self.multiple))
         worth = [_cumulative(scores[name]) for name in self.skeleton.groups.names]
-        while self._ms([kept])[0] > aim_ms and (best := self._best(kept, worth, -1, np.inf)):
+        while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
             kept[best[0]] = best[1]
-        while best := self._best(kept, worth, +1, aim_ms):
+        while best := self._best(kept, worth, +1, aim):
             kept[best[0]] = best[1]
         return self.plan(scores, kept)
 
@@ -49,15 +64,15 @@ class Selector:
         }
         return Plan(self.skeleton.sha256, rows)
 
-    def _ms(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-        return self.predict_ms(np.array(rows, dtype=float))
+    def _prices(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        return self.price(np.array(rows, dtype=float))
 
     def _best(
         self,
         kept: list[int],
         worth: list[NDArray[np.float64]],
         direction: int,
-        limit_ms: float,
+        limit: float,
     ) -> tuple[int, int] | None:
         """The best (group, width) a step in `direction`; None when no step is left."""
         steps = [
@@ -67,13 +82,13 @@ class Selector:
         ]
         if not steps:
             return None
-        now = float(self._ms([kept])[0])
-        moved = self._ms([[*kept[:i], width, *kept[i + 1 :]] for i, width in steps])
+        now = float(self._prices([kept])[0])
+        moved = self._prices([[*kept[:i], width, *kept[i + 1 :]] for i, width in steps])
         value = np.array([abs(worth[i][width] - worth[i][kept[i]]) for i, width in steps])
         price = np.maximum(np.abs(moved - now), 1e-6 * now)
         rank = value / price if direction > 0 else -value / price
-        # a wiggle of the predictor must not reward growth, nor shrinking that saves nothing
-        useful = moved <= limit_ms if direction > 0 else moved < now
+        # a wiggle of a predictor must not reward growth, nor shrinking that saves nothing
+        useful = moved <= limit if direction > 0 else moved < now
         if not useful.any():
             return None if direction > 0 else steps[int(np.argmax(rank))]
         return steps[int(np.argmax(np.where(useful, rank, -np.inf)))]
@@ -96,12 +111,12 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([[0.0], np.cumsum(positive / positive.mean())])
 
 
-def uniform_widths(selector: Selector, aim_ms: float) -> WidthVector:
-    """The widest common share of channels that is predicted to fit: the plainest baseline."""
+def uniform_widths(selector: Selector, aim: float) -> WidthVector:
+    """The widest common share of channels that is priced to fit: the plainest baseline."""
     groups, multiple = selector.skeleton.groups, selector.multiple
     full, floor = groups.full().as_array(), groups.floor(multiple).as_array()
     for share in np.linspace(1, 0, 201):
         kept = snap(np.maximum(full * share, floor).tolist(), full.tolist(), multiple)
-        if selector.predict_ms(np.array([kept], float))[0] <= aim_ms:
+        if selector.price(np.array([kept], float))[0] <= aim:
             return WidthVector(groups.names, kept)
     return groups.floor(multiple)

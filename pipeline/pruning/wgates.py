@@ -1,6 +1,6 @@
-"""W-Gates training: weights, gates and widths together under the predicted latency.
+"""W-Gates training: weights, gates and widths together under a cost: latency, MACs or parameters.
 
-loss = cross entropy + multiplier * relu(LAT / aim - 1), the multiplier by dual ascent, so that
+loss = cross entropy + multiplier * relu(cost / aim - 1), the multiplier by dual ascent, so that
 the budget is reached rather than traded against (methods: adapter A2).
 """
 
@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan, legal_widths
 from pipeline.evaluation import Top1, top1
 from pipeline.pruning.gates import FilterGates, Surrogate, gated, widths_of
-from pipeline.pruning.select import Selector
+from pipeline.pruning.select import Cost, Selector
 from pipeline.training import Trainer, decayed, sgd
 
 # `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: the gates then
@@ -31,34 +30,34 @@ FIRST_MULTIPLIER = 2.0  # from zero it would wind up while the first gates are s
 RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
-class LatencyConstraint:
-    """relu(LAT / aim - 1) with its Lagrange multiplier.
+class CostConstraint:
+    """relu(cost / aim - 1) with its Lagrange multiplier.
 
-    `aim_ms` may fall while training: a constraint that is violated by little at all times lets
+    `aim` may fall while training: a constraint that is violated by little at all times lets
     the task choose which gates close; one violated by much closes whole groups at once.
     """
 
-    def __init__(self, predictor: LPNet, aim_ms: float, dual_step: float) -> None:
-        self.predictor, self.aim_ms, self.dual_step = predictor, aim_ms, dual_step
+    def __init__(self, cost: Cost, aim: float, dual_step: float) -> None:
+        self.cost, self.aim, self.dual_step = cost, aim, dual_step
         self.multiplier = FIRST_MULTIPLIER
-        self.predicted_ms = float("nan")
+        self.predicted = float("nan")
 
     def loss(self, widths: Tensor) -> Tensor:
         """The term to add for (1, G) open gates; zero, and without gradient, inside the budget."""
         kept = widths.detach().clone().requires_grad_(True)
-        latency = self.predictor.predict_ms(kept).sum()
-        (slope,) = torch.autograd.grad(latency, kept)
-        self.predicted_ms = float(latency.detach())
-        excess = self.predicted_ms / self.aim_ms - 1
+        cost = self.cost(kept).sum()
+        (slope,) = torch.autograd.grad(cost, kept)
+        self.predicted = float(cost.detach())
+        excess = self.predicted / self.aim - 1
         if excess <= 0:
             return widths.new_zeros(())
         # a negative slope is a wiggle of the predictor: it would reward growth
-        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / self.aim_ms
+        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / self.aim
         return self.multiplier * (linear + excess)
 
     def ascend(self) -> None:
         """One step of dual ascent on the violation seen last."""
-        violation = self.predicted_ms / self.aim_ms - 1
+        violation = self.predicted / self.aim - 1
         self.multiplier = max(0.0, self.multiplier + self.dual_step * violation)
 
 
@@ -99,24 +98,22 @@ class WGates:
     def solving_epochs(self, epochs: int) -> int:
         return max(1, round(epochs * LIVE_SHARE))
 
-    def solve(
-        self, trainer: Trainer, predictor: LPNet, aim_ms: float, *, ramp: bool = True
-    ) -> None:
+    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
 
-        With `ramp` the aim falls from the dense latency to `aim_ms` over the first steps.
+        With `ramp` the aim falls from the dense network's cost to `aim` over the first steps.
         """
         total = trainer.recipe.epochs * trainer.steps_per_epoch
         pace = min(1.0, LIVE_STEPS / max(total, 1))
-        constraint = LatencyConstraint(predictor, aim_ms, self.settings.dual_lr * pace)
-        start_ms = predictor.predict_one_ms(self.skeleton.groups.full())
+        constraint = CostConstraint(cost, aim, self.settings.dual_lr * pace)
+        full = [self.skeleton.groups.full().kept]
+        dense = float(cost(torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)))
         self.trained.to(trainer.fabric.device)
-        predictor.to(trainer.fabric.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             constraint.multiplier = trainer.state.get("multiplier", constraint.multiplier)
             share = min(1.0, trainer.state.get("steps", 0.0) / (RAMP * total)) if ramp else 1.0
-            constraint.aim_ms = start_ms + share * (aim_ms - start_ms)
+            constraint.aim = dense + share * (aim - dense)
             self._current = self.gates(self.model)
             task = nn.functional.cross_entropy(self.model(images), labels)
             return task + constraint.loss(widths_of(self._current))
@@ -128,7 +125,7 @@ class WGates:
 
         def evaluate() -> Top1:
             self.refresh()
-            trainer.state |= {"predicted_ms": constraint.predicted_ms, **self.health()}
+            trainer.state |= {"predicted": constraint.predicted, **self.health()}
             return top1(self.model, trainer.data, "val", trainer.fabric)
 
         with self.in_place():
@@ -141,8 +138,8 @@ class WGates:
             )
         self.refresh()
 
-    def propose(self, selector: Selector, aim_ms: float) -> Plan:
-        return selector.choose(self.scores(), self.open_widths(), aim_ms)
+    def propose(self, selector: Selector, aim: float) -> Plan:
+        return selector.choose(self.scores(), self.open_widths(), aim)
 
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.report import plots, tables
 from pipeline.report.documents import Document, Documents
-from pipeline.report.numbers import ms, percent, points, times
+from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
 from pipeline.report.tables import Table
 
@@ -52,7 +52,11 @@ def headline(documents: Documents) -> tuple[tuple[str, str], ...]:
         return ()
     latency, accuracy = certificate["latency_ms"], certificate["accuracy"]
     change = accuracy["engine"]["top1"] - accuracy["dense"]["top1"]
-    budget = f"{certificate['percentile']} budget {ms(certificate['budget_ms'])} ms"
+    objective = certificate.get("objective", "latency")
+    if objective == "latency":
+        budget = f"{certificate['percentile']} budget {ms(certificate['budget_ms'])} ms"
+    else:
+        budget = f"budget {count(certificate['budget_count'])} {tables.COUNTED[objective]}"
     return (
         (f"{ms(latency['engine']['p50'])} ms", f"median latency; {budget}"),
         (times(certificate["speedup"]["median"]), "faster than the dense engine"),

@@ -18,6 +18,11 @@ BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2e9e6b", "#8a8f98"
 BAND = "rgba(138, 143, 152, 0.22)"
 BAND_SHARE = 0.05  # of the prediction, each way
 BINS = 100
+COSTS = {  # what the gates were trained under, and its unit
+    "latency": ("predicted latency", " ms"),
+    "flops": ("MACs", ""),
+    "params": ("parameters", ""),
+}
 SHOWN_QUANTILE = 0.995  # the axis ends there: a few delayed calls would squeeze all others
 
 
@@ -120,18 +125,26 @@ def training(name: str, history: Sequence[Document]) -> Figure:
 
 
 def gates(prune: Document) -> Figure:
-    """Validation accuracy under the gates, and the predicted latency falling to the budget."""
+    """Validation accuracy under the gates, and the cost falling to the budget."""
     history = prune["history"]
     epochs = [epoch["epoch"] for epoch in history]
-    predicted = [epoch.get("predicted_ms") for epoch in history]
+    name, unit = COSTS[prune.get("objective", "latency")]
+    levels = {
+        "budget": (prune.get("budget_ms", prune.get("budget_count")), "dash"),
+        "aim (median)": (prune.get("aim_ms"), "dot"),
+    }
+    costs = [epoch.get("predicted") for epoch in history]
     traces = [
         _val_top1(history),
-        _trace("predicted latency", epochs, predicted, color=GREEN) | {"yaxis": "y2"},
-        _level("budget", epochs, prune["budget_ms"], dash="dash"),
-        _level("aim (median)", epochs, prune["aim_ms"], dash="dot"),
+        _trace(name, epochs, costs, color=GREEN) | {"yaxis": "y2"},
+        *(
+            _level(level, epochs, value, dash=dash)
+            for level, (value, dash) in levels.items()
+            if value is not None
+        ),
     ]
-    layout = _two_axes("epoch (gates)", "predicted latency ms")
-    label = "Gated training: accuracy, and predicted latency against the budget"
+    layout = _two_axes("epoch (gates)", f"{name}{unit}")
+    label = f"Gated training: accuracy, and {name} against the budget"
     return Figure("training-gates", label, traces, layout)
 
 

@@ -23,6 +23,7 @@ from pipeline.report.numbers import (
 Row = tuple[str, ...]
 STEPS = ("dense", "pruned", "finetuned", "onnx", "engine")
 CLASSES_SHOWN = 20
+COUNTED = {"flops": "MACs", "params": "parameters"}  # what an objective counts
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def summary_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 ("engine bytes", certificate["engine_bytes"]),
             )
         ),
-        ("budget ms", ABSENT, _budget(certificate)),
+        _budget(certificate),
         ("verdict", ABSENT, str(certificate["verdict"])),
     ]
 
@@ -84,10 +85,15 @@ def _interval(numbers: Mapping[str, Any], key: str, form: Any) -> str:
     return with_interval(numbers.get(key), numbers.get("ci95"), form)
 
 
-def _budget(certificate: Mapping[str, Any]) -> str:
-    stated, percentile = certificate["budget"], certificate["percentile"]
-    of = f"{stated} of dense, " if str(stated).endswith("x") else ""
-    return f"{ms(certificate['budget_ms'])} ({of}{percentile})"
+def _budget(certificate: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A certificate from before there were other objectives bounds the latency."""
+    stated, objective = str(certificate["budget"]), certificate.get("objective", "latency")
+    of = f"{stated} of dense" if stated.endswith("x") else ""
+    if objective == "latency":
+        said = ", ".join(filter(None, (of, certificate["percentile"])))
+        return "budget ms", ABSENT, f"{ms(certificate['budget_ms'])} ({said})"
+    said = f" ({of})" if of else ""
+    return f"budget {COUNTED[objective]}", ABSENT, f"{count(certificate['budget_count'])}{said}"
 
 
 def summary(certificate: Document) -> Table:

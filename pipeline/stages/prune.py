@@ -1,45 +1,77 @@
-"""prune: a method under the predicted latency, in a closed loop with the real runtime."""
+"""prune: a method under a cost; a latency in a closed loop with the real runtime."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
+from calibration.lpnet import LPNet
 from pipeline.errors import BudgetMissedError
 from pipeline.models.weights import save_weights
 from pipeline.options import PruneOptions
 from pipeline.run import Context
+from pipeline.serving import target_of
 from pipeline.stages.closed_loop import ClosedLoop, Limit, Round
+from pipeline.stages.common import skeleton_of
+from pipeline.stages.counted import CountLimit, solve_counted
+from pipeline.stages.solving import Solving
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The plan that was taken, how it was found, and the LPNet as it then was."""
+
+    chosen: Round
+    rounds: list[Round]
+    limit: dict[str, Any]
+    lpnet: LPNet
 
 
 def execute(context: Context) -> None:
-    options = context.options(PruneOptions)
-    limit = Limit.of(options, context.run.document("calibrate", "calibration.json"))
     with ExitStack() as stack:
-        loop = ClosedLoop(context, limit, stack)
-        rounds = loop.run()
-        chosen = _best(rounds, limit)
-        history = [*loop.history, *loop.train_on_masks(chosen.plan)]
-    plan = chosen.plan
+        if context.options(PruneOptions).objective == "latency":
+            solving, solution = _by_latency(context, stack)
+        else:
+            solving, solution = _by_count(context, stack)
+        history = [*solving.history, *solving.train_on_masks(solution.chosen.plan)]
+    plan = solution.chosen.plan
     context.write_json("plan.json", plan.to_json())
-    loop.lpnet.save(context.partial)
-    save_weights(loop.pruner.trained, context.partial / "gated.safetensors")
-    full = loop.skeleton.groups.full()
+    solution.lpnet.save(context.partial)
+    save_weights(solving.pruner.trained, context.partial / "gated.safetensors")
+    full = solving.skeleton.groups.full()
     widths = zip(full.groups, full.kept, plan.widths().kept, strict=True)
     context.write_json(
         "prune.json",
         {
-            "method": options.method,
-            "budget": str(limit.budget),
-            "budget_ms": limit.budget_ms,
-            "aim_ms": limit.p50_ms * (1 - options.margin),
-            "predicted_ms": chosen.predicted_ms,
+            "method": solving.options.method,
+            "objective": solving.options.objective,
+            **solution.limit,
+            "predicted_ms": solution.chosen.predicted_ms,
             "history": [
                 {**epoch.to_json(), "epoch": number} for number, epoch in enumerate(history, 1)
             ],
-            "rounds": [item.to_json() for item in rounds],
+            "rounds": [item.to_json() for item in solution.rounds],
             "widths": [{"group": g, "full": f, "kept": k} for g, f, k in widths],
         },
     )
+
+
+def _by_latency(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
+    options = context.options(PruneOptions)
+    limit = Limit.of(options, context.run.document("calibrate", "calibration.json"))
+    loop = ClosedLoop(Solving(context, stack), limit)
+    rounds = loop.run()
+    stated = {**limit.to_json(), "aim_ms": loop.aim_ms}
+    return loop.solving, Solution(_best(rounds, limit), rounds, stated, loop.lpnet)
+
+
+def _by_count(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
+    multiple = target_of(context.run).channel_multiple
+    limit = CountLimit.of(context.options(PruneOptions), skeleton_of(context.run), multiple)
+    solving = Solving(context, stack)
+    chosen = solve_counted(solving, limit)
+    return solving, Solution(chosen, [chosen], limit.to_json(), solving.lpnet)
 
 
 def _best(rounds: list[Round], limit: Limit) -> Round:

@@ -15,9 +15,10 @@ from calibration.cost import NetworkCost, parameter_count
 from calibration.lpnet import LPNet
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
+from pipeline.budget import Budget, Objective
 from pipeline.errors import ParityError
 from pipeline.export import run_onnx
-from pipeline.options import Budget, PrepareOptions, PruneOptions, TraceOptions, VerifyOptions
+from pipeline.options import PrepareOptions, PruneOptions, TraceOptions, VerifyOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.common import compact_model, data_of, plan_of, skeleton_of
@@ -29,6 +30,7 @@ Verdict = Literal["met", "missed", "inconclusive"]
 FEWEST_PROCESSES = 5  # fewer blocks make no interval
 PERCENTILES = (50, 90, 99)
 TEST_BATCH = 256
+COUNTED: Mapping[Objective, str] = {"flops": "macs", "params": "params"}  # keys of a certificate
 # of the largest logit; int8 is held to its top-1 when it is built, here only to being sane
 TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1.0}
 
@@ -39,6 +41,7 @@ class Judge:
 
     budget: Budget
     percentile: int
+    counted: Verdict | None = None  # of a budget that is a count: exact, whatever the clock says
 
     def engine_ms(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
         """The budgeted percentile of the engine over its blocks, with its 95 % interval."""
@@ -50,6 +53,8 @@ class Judge:
 
     def verdict(self, blocks: BlockRun) -> Verdict:
         """A relative budget is judged by the paired ratio: drift of the machine cancels."""
+        if self.counted is not None:
+            return self.counted
         if blocks.processes < FEWEST_PROCESSES:
             return "inconclusive"
         if self.budget.unit == "x":
@@ -75,19 +80,20 @@ class Judge:
 
 def execute(context: Context) -> None:
     options = context.options(VerifyOptions)
-    prune = context.run.options("prune", PruneOptions)
-    judge = Judge(Budget.parse(prune.budget), int(prune.percentile.removeprefix("p")))
+    sizes = _sizes(context)
+    judge, bound = _judge(context.run.options("prune", PruneOptions), sizes)
     logits = _logits(context)
     parity = _parity(logits)
     _check_parity(parity, options.engine_tolerance, target_of(context.run).precision)
     blocks = _measure(context, judge)
     certificate = {
         **_identity(context, judge, blocks),
+        **bound,
         "latency_ms": _latency(context, judge, blocks),
         "speedup": _speedup(blocks),
         "accuracy": _accuracy(context, logits),
         "parity": parity,
-        **_sizes(context),
+        **sizes,
         "doubts": list(blocks.doubts()),
     }
     context.write_json("certificate.json", certificate)
@@ -96,6 +102,20 @@ def execute(context: Context) -> None:
         "latency.json",
         {name: blocks.pooled_ms(name).round(6).tolist() for name in ("engine", "dense")},
     )
+
+
+def _judge(
+    options: PruneOptions, sizes: Mapping[str, Mapping[str, int]]
+) -> tuple[Judge, dict[str, Any]]:
+    """Who decides, and the budget as the certificate states it; a count is compared at once."""
+    budget, percentile = Budget.parse(options.budget), int(options.percentile.removeprefix("p"))
+    if options.objective == "latency":
+        return Judge(budget, percentile), {"objective": "latency", "budget_count": None}
+    found = sizes[COUNTED[options.objective]]
+    most = budget.as_count(found["dense"])
+    verdict: Verdict = "met" if found["pruned"] <= most else "missed"
+    stated = {"objective": options.objective, "budget_count": most}
+    return Judge(budget, percentile, verdict), stated
 
 
 # --- numerics and accuracy --------------------------------------------------------------------
@@ -250,7 +270,7 @@ def _identity(context: Context, judge: Judge, blocks: BlockRun) -> dict[str, Any
         "target": target_of(run).name,
         "fingerprint": blocks.fingerprint.to_json(),
         "budget": str(judge.budget),
-        "budget_ms": judge.budget.in_ms(dense_ms),
+        "budget_ms": None if judge.counted else judge.budget.in_ms(dense_ms),
         "percentile": prune.percentile,
         "verdict": judge.verdict(blocks),
     }

@@ -39,7 +39,7 @@ CERTIFICATE = {
     "macs": {"dense", "pruned"},
     "engine_bytes": {"dense", "pruned"},
 }
-BESIDE = {"schema", "model", "data", "budget", "percentile", "doubts"}
+BESIDE = {"schema", "model", "data", "objective", "budget", "budget_count", "percentile", "doubts"}
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.budget import Budget
 from pipeline.options import (
-    Budget,
     CalibrateOptions,
     FinetuneOptions,
     PrepareOptions,
@@ -46,9 +46,8 @@ def test_budget_reads(text: str, value: float, unit: str) -> None:
     ["", "0", "4", "abc", "ms", "x", "-1ms", "+1ms", "1e3ms", "nanms", "4.0s", "4ms 5ms", "0.6X"],
 )
 def test_what_is_no_budget_is_refused(text: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"is not a budget: write milliseconds \(4\.0ms\) or 0\.6x"
-    ):
+    words = r"is not a budget: write milliseconds \(4\.0ms\), 0\.6x or a count \(1\.2G\)"
+    with pytest.raises(ValueError, match=words):
         Budget.parse(text)
 
 

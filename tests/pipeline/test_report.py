@@ -111,7 +111,7 @@ def history(epochs: int, *, first_top1: float) -> list[dict[str, float]]:
 def gated_history() -> list[dict[str, float]]:
     """Six epochs of live gates, then two on fixed masks, which predict nothing."""
     live = [
-        {"predicted_ms": AIM_MS + 0.6 * 0.45**epoch, "multiplier": 0.3, "live": 200.0}
+        {"predicted": AIM_MS + 0.6 * 0.45**epoch, "multiplier": 0.3, "live": 200.0}
         for epoch in range(6)
     ]
     epochs = history(8, first_top1=0.7)

@@ -42,7 +42,7 @@ def scores_of(skeleton: Skeleton, seed: int = 0) -> dict[str, NDArray[np.float64
 
 
 def predicted(selector: Selector, kept: tuple[int, ...]) -> float:
-    return float(selector.predict_ms(np.array([kept], float))[0])
+    return float(selector.price(np.array([kept], float))[0])
 
 
 def steps_up(kept: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -56,15 +56,15 @@ def steps_up(kept: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("law", [smooth, stepped])
 @pytest.mark.parametrize("start", [WIDTHS, (8, 8, 8, 8), (9, 30, 22, 64)])
-@pytest.mark.parametrize("aim_ms", [2.5, 5.0, 8.0])
+@pytest.mark.parametrize("aim", [2.5, 5.0, 8.0])
 def test_the_aim_is_met_and_filled(
-    skeleton: Skeleton, law: Callable[..., object], start: tuple[int, ...], aim_ms: float
+    skeleton: Skeleton, law: Callable[..., object], start: tuple[int, ...], aim: float
 ) -> None:
     selector = Selector(skeleton, law(skeleton), MULTIPLE)
-    kept = selector.choose(scores_of(skeleton), start, aim_ms).widths().kept
-    assert predicted(selector, kept) <= aim_ms
+    kept = selector.choose(scores_of(skeleton), start, aim).widths().kept
+    assert predicted(selector, kept) <= aim
     assert all(width in legal_widths(c, MULTIPLE) for width, c in zip(kept, WIDTHS, strict=True))
-    assert all(predicted(selector, wider) > aim_ms for wider in steps_up(kept))
+    assert all(predicted(selector, wider) > aim for wider in steps_up(kept))
 
 
 def test_with_room_for_everything_nothing_is_pruned(skeleton: Skeleton) -> None:
@@ -75,8 +75,8 @@ def test_with_room_for_everything_nothing_is_pruned(skeleton: Skeleton) -> None:
 def test_steps_that_cost_nothing_are_taken(skeleton: Skeleton) -> None:
     selector = Selector(skeleton, stepped(skeleton), MULTIPLE)
     start = (20, 20, 20, 20)  # every group is inside its second block
-    aim_ms = predicted(selector, start)
-    kept = selector.choose(scores_of(skeleton), start, aim_ms).widths().kept
+    aim = predicted(selector, start)
+    kept = selector.choose(scores_of(skeleton), start, aim).widths().kept
     assert kept == (32, 32, 32, 32)
 
 

@@ -1,43 +1,38 @@
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 import torch
 from torch import Tensor
 
-from calibration.lpnet import LPNet
 from calibration.widths import legal_widths
-from pipeline.pruning.wgates import GateSettings, LatencyConstraint, WGates
+from pipeline.pruning.wgates import CostConstraint, GateSettings, WGates
 
 from .networks import named
 
 SLOPES = torch.tensor([0.5, -0.25, 0.1])
 
 
-class Plane:
-    """`predict_ms` = 2 + slopes . widths, so that all is known."""
-
-    def predict_ms(self, kept: Tensor, *, smooth: bool = False) -> Tensor:
-        return 2 + kept @ SLOPES
+def plane(kept: Tensor) -> Tensor:
+    """A cost of which all is known."""
+    return 2 + kept @ SLOPES
 
 
-def constraint(aim_ms: float) -> LatencyConstraint:
-    return LatencyConstraint(cast("LPNet", Plane()), aim_ms, dual_step=0.5)
+def constraint(aim: float) -> CostConstraint:
+    return CostConstraint(plane, aim, dual_step=0.5)
 
 
 def widths() -> Tensor:
-    return torch.tensor([[8.0, 8.0, 20.0]], requires_grad=True)  # 2 + 4 - 2 + 2 = 6 ms
+    return torch.tensor([[8.0, 8.0, 20.0]], requires_grad=True)  # 2 + 4 - 2 + 2 = 6
 
 
-@pytest.mark.parametrize("aim_ms", [6.0, 7.5])
-def test_inside_the_budget_there_is_neither_loss_nor_gradient(aim_ms: float) -> None:
-    term = constraint(aim_ms)
+@pytest.mark.parametrize("aim", [6.0, 7.5])
+def test_inside_the_budget_there_is_neither_loss_nor_gradient(aim: float) -> None:
+    term = constraint(aim)
     term.multiplier = 3.0
     loss = term.loss(widths())
     assert float(loss) == 0
     assert not loss.requires_grad
-    assert term.predicted_ms == 6.0
+    assert term.predicted == 6.0
 
 
 def test_above_the_budget_the_loss_is_the_excess_and_no_slope_rewards_growth() -> None:

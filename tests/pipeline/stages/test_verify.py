@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.options import Budget
+from pipeline.budget import Budget
 from pipeline.stages.verify import FEWEST_PROCESSES, Judge, wilson_ci95
 from targets import load_target
 from targets.base import TargetOptions

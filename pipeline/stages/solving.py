@@ -1,0 +1,114 @@
+"""What prune needs whatever the budget bounds: the method on the dense model, and a bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from torch.nn.functional import cross_entropy
+
+from calibration.candidates import Slicer
+from calibration.database import LatencyDatabase, LatencyRecord
+from calibration.lpnet import LPNet
+from calibration.measure import Bench, measure_all
+from calibration.widths import Plan, WidthVector
+from pipeline.evaluation import top1
+from pipeline.files import copy_atomically
+from pipeline.options import PrepareOptions, PruneOptions
+from pipeline.pruning.gates import masked
+from pipeline.pruning.pruner import make_pruner
+from pipeline.pruning.select import Cost, Selector, priced
+from pipeline.pruning.wgates import GateSettings
+from pipeline.run import Context
+from pipeline.serving import settled_keep_fp32, target_of
+from pipeline.stages.calibrate import ANCHOR, DATABASE
+from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of
+from pipeline.stages.precision import Referee
+from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
+
+
+class Solving:
+    """One method on one dense model, and the engines to time what it proposes."""
+
+    def __init__(self, context: Context, stack: ExitStack) -> None:
+        self.context = context
+        self.options = context.options(PruneOptions)
+        self.skeleton, self.target = skeleton_of(context.run), target_of(context.run)
+        self.fabric, self.data = fabric_of(context.run), data_of(context)
+        self.lpnet = LPNet.open(context.run.folder / "calibrate", self.skeleton)
+        self.history: list[Epoch] = []
+        anchor = context.run.read("calibrate", f"{ANCHOR}{self.target.engine_suffix}")
+        if not (context.partial / DATABASE).exists():
+            copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
+        self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
+        engine = stack.enter_context(self.target.load(anchor))
+        self.bench = Bench(
+            self.target,
+            Slicer(self.skeleton),
+            engine,
+            Referee(context, self.target).candidate_batches,
+            frozenset(settled_keep_fp32(context.run)),
+        )
+        self.prepare = context.run.options("prepare", PrepareOptions)
+        self.model = dense_model(context)
+        self.pruner = make_pruner(
+            self.options.method,
+            self.model,
+            self.skeleton,
+            _settings(self.options, self.prepare),
+            multiple=self.target.channel_multiple,
+        )
+        self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
+
+    def learn(self, number: int, make_cost: Callable[[], Cost], aim: float) -> None:
+        """Let the method learn; later rounds start where the last one ended and take an epoch."""
+        if self.solving_epochs == 0:  # a baseline that needs no training to decide
+            return
+        label = "gates" if number == 1 else f"gates round {number}"
+        trainer = self._trainer(label, self.solving_epochs if number == 1 else 1)
+        self.pruner.solve(trainer, make_cost(), aim, ramp=number == 1)
+        self.history += trainer.history
+
+    def propose(self, cost: Cost, aim: float) -> Plan:
+        """The method's plan for `aim`, as the cost, on the CPU, has it."""
+        selector = Selector(self.skeleton, priced(cost), self.target.channel_multiple)
+        return self.pruner.propose(selector, aim)
+
+    def measured(self, widths: WidthVector) -> LatencyRecord:
+        """Build the widths and time them; a resumed run reads the result back instead."""
+        measure_all(self.bench, self.database, [widths], precision=0.006)
+        return next(item for item in self.records() if item.widths == widths)
+
+    def records(self) -> tuple[LatencyRecord, ...]:
+        """All that is measured of this network on this target."""
+        fingerprint = self.target.fingerprint()
+        return self.database.records(self.skeleton.sha256, fingerprint)
+
+    def train_on_masks(self, plan: Plan) -> list[Epoch]:
+        """The method's remaining epochs: weights only, behind the plan's fixed masks."""
+        trainer = self._trainer("masked weights", self.options.gate_epochs - self.solving_epochs)
+        self.model.to(self.fabric.device)
+        with masked(self.model, self.skeleton.groups, plan):
+            return trainer.train(
+                self.model,
+                sgd(decayed(self.model, self.options.weight_lr, self.prepare.weight_decay)),
+                lambda images, labels: cross_entropy(self.model(images), labels),
+                evaluate=lambda: top1(self.model, self.data, "val", self.fabric),
+            )
+
+    def _trainer(self, label: str, epochs: int) -> Trainer:
+        batch, seed = self.prepare.train_batch, self.prepare.seed
+        recipe = Recipe(label, epochs, batch, seed, "lower --weight-lr or --gate-lr")
+        reporter = self.context.reporter
+        return Trainer(self.fabric, self.data, self.context.partial, reporter, recipe)
+
+
+def _settings(options: PruneOptions, prepare: PrepareOptions) -> GateSettings:
+    return GateSettings(
+        gate_lr=options.gate_lr,
+        weight_lr=options.weight_lr,
+        weight_decay=prepare.weight_decay,
+        dual_lr=options.dual_lr,
+        surrogate=options.surrogate,
+        detach_input=options.detach_gate_input,
+    )
