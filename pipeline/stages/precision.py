@@ -186,7 +186,10 @@ def settle(context: Context, onnx: bytes, out: Path) -> Settled:
     """
     asked = context.run.options("calibrate", CalibrateOptions).quantizer
     forms = target_of(context.run, quantizer="").quantizers() if asked == "auto" else (asked,)
-    made = [_in_form(context, onnx, out, form) for form in forms or ("",)]
+    made = [
+        _in_form(context, onnx, out.with_stem(f"{out.stem}-{form}") if form else out, form)
+        for form in forms or ("",)
+    ]
     best, ratios = _best(made)
     context.write_json(
         SETTLED,
@@ -204,6 +207,9 @@ def settle(context: Context, onnx: bytes, out: Path) -> Settled:
             ],
         },
     )
+    for item in made:
+        if item is not best:
+            item.dense.record.engine.unlink()
     final = best.dense.record.engine.rename(out)
     record = replace(best.dense.record, engine=final)
     return replace(best, dense=replace(best.dense, record=record))
@@ -212,7 +218,7 @@ def settle(context: Context, onnx: bytes, out: Path) -> Settled:
 def _in_form(context: Context, onnx: bytes, out: Path, form: str) -> Settled:
     target = target_of(context.run, quantizer=form)
     referee = Referee(context, target)
-    return Settled(target, referee, referee.build(onnx, out.with_stem(f"{out.stem}-{form or 0}")))
+    return Settled(target, referee, referee.build(onnx, out))
 
 
 def _best(
