@@ -17,7 +17,7 @@ from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.stages import STAGES
 from targets import known_targets
 
-COMMANDS = {"run", *STAGES, "report", "targets"}
+COMMANDS = {"run", *STAGES, "report", "targets", "worker"}
 NO_FIELDS = {"config", "as_json", "out", "folder"}  # parameters of the command, not of a stage
 
 
@@ -197,6 +197,12 @@ def test_verdicts_become_errors_with_their_fix() -> None:
         _judge({**certificate, "verdict": "missed"})
     with pytest.raises(InconclusiveError, match="--processes"):
         _judge({**certificate, "verdict": "inconclusive"})
+
+
+def test_a_missed_count_is_told_as_one() -> None:
+    certificate: dict[str, Any] = {"verdict": "missed", "budget_ms": None, "objective": "flops"}
+    with pytest.raises(BudgetMissedError, match=r"misses the budget of 2,958,656 \(flops\)"):
+        _judge({**certificate, "budget_count": 2_958_656})
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("met", 0), ("missed", 1), ("inconclusive", 3)])

@@ -15,6 +15,9 @@ import pytest
 
 from pipeline.errors import DeployError, MissingInputError
 from pipeline.report import render_report, summary_rows, write_report
+from pipeline.report.documents import Documents
+from pipeline.report.page import headline
+from pipeline.report.plots import gates
 
 GROUPS = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
 FULL = [16, 16, 16, 32, 32, 32, 64, 64, 64]
@@ -431,6 +434,25 @@ def test_the_gates_are_shown_against_the_budget(html: str) -> None:
     assert set(budget["y"]) == {BUDGET_MS}
     assert set(aim["y"]) == {AIM_MS}
     assert predicted["yaxis"] == budget["yaxis"] == aim["yaxis"] == "y2"
+
+
+@pytest.mark.parametrize(("objective", "label"), [("flops", "MACs"), ("params", "parameters")])
+def test_a_budget_that_is_a_count_is_shown_as_one(objective: str, label: str) -> None:
+    counted = {"objective": objective, "budget_count": 24_331_084, "budget_ms": None}
+    certificate = {**CERTIFICATE, **counted}
+    assert (f"budget {label}", "–", "24,331,084 (0.6x of dense)") in summary_rows(certificate)
+    assert all(row[0] != "budget ms" for row in summary_rows(certificate))
+    stated = headline(Documents(verify=certificate))[0][1]
+    assert stated == f"median latency; budget 24,331,084 {label}"
+
+
+def test_gates_under_a_count_are_shown_against_it() -> None:
+    document = prune() | {"objective": "flops", "budget_count": 24_331_084}
+    del document["budget_ms"], document["aim_ms"]
+    figure = gates(document)
+    assert [trace["name"] for trace in figure.traces] == ["validation top-1", "MACs", "budget"]
+    assert set(figure.traces[2]["y"]) == {24_331_084}
+    assert figure.layout["yaxis2"]["title"]["text"] == "MACs"
 
 
 def test_every_latency_sample_is_in_a_bin(html: str) -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from calibration.counts import Count
+from calibration.skeleton import Skeleton
 from calibration.widths import legal_widths
+from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import CostConstraint, GateSettings, WGates
 
+from ...calibration.chain import chain
 from .networks import named
 
 SLOPES = torch.tensor([0.5, -0.25, 0.1])
@@ -63,6 +69,35 @@ def test_the_multiplier_falls_inside_the_budget_and_stops_at_zero() -> None:
     assert term.multiplier == pytest.approx(0.2 + 0.5 * (6 / 8 - 1))
     term.ascend()
     assert term.multiplier == 0
+
+
+@pytest.mark.parametrize("make", [Count.macs, Count.parameters])
+def test_under_a_count_the_gradient_is_the_exact_slope(make: Callable[[Skeleton], Count]) -> None:
+    skeleton = chain((16, 24, 32))
+    count = make(skeleton)
+    kept = torch.tensor([[12.0, 24.0, 9.0]], requires_grad=True)
+    aim = float(count(kept).detach()) / 2
+    term = CostConstraint(count, aim, dual_step=0.5)
+    term.multiplier = 3.0
+    loss = term.loss(kept)
+    assert float(loss.detach()) == pytest.approx(3.0)
+    loss.backward()
+    ahead = kept.detach().double() + 0.5 * torch.eye(3)
+    behind = kept.detach().double() - 0.5 * torch.eye(3)
+    slope = count(ahead) - count(behind)  # exact: no width multiplies itself in a chain
+    assert kept.grad is not None
+    assert kept.grad[0].tolist() == pytest.approx((3.0 * slope / aim).tolist())
+
+
+@pytest.mark.parametrize("make", [Count.macs, Count.parameters])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_plans_fill_a_count_and_never_exceed_it(
+    wgates: WGates, make: Callable[[Skeleton], Count], share: float
+) -> None:
+    count = make(wgates.skeleton)
+    most = int(share * count.at(wgates.skeleton.groups.full()))
+    plan = wgates.propose(Selector(wgates.skeleton, priced(count), 8), most)
+    assert 0.8 * most <= count.at(plan.widths()) <= most
 
 
 @pytest.fixture

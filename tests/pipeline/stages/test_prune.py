@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -71,6 +72,13 @@ def test_plan_that_gives_accuracy_away_does_not_fit() -> None:
     assert round_of(0.58, 0.59).fits
     assert round_of(0.50, 0.51).met
     assert not round_of(0.50, 0.51).fits
+
+
+def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
+    found = replace(round_of(0.9, 0.95), limit_ms=None)
+    assert found.met
+    assert found.fits
+    assert found.to_json()["met"] is True
 
 
 def test_slowest_plan_that_met_is_taken() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.budget import Budget
-from pipeline.stages.verify import FEWEST_PROCESSES, Judge, wilson_ci95
+from pipeline.options import PruneOptions
+from pipeline.stages.verify import FEWEST_PROCESSES, Judge, _judge, wilson_ci95
 from targets import load_target
 from targets.base import TargetOptions
 from targets.blocks import BlockRun
@@ -53,6 +55,34 @@ SIX = np.linspace(0.99, 1.01, 6)
 )
 def test_verdict_compares_the_interval_with_the_budget(budget: str, verdict: str) -> None:
     assert judge(budget).verdict(steady(4 * SIX, 8 * SIX)) == verdict
+
+
+SIZES = {"macs": {"dense": 200, "pruned": 100}, "params": {"dense": 90, "pruned": 60}}
+
+
+@pytest.mark.parametrize(
+    ("objective", "budget", "verdict", "most"),
+    [
+        ("flops", "0.5x", "met", 100),
+        ("flops", "0.49x", "missed", 98),
+        ("flops", "0.1k", "met", 100),
+        ("params", "0.67x", "met", 60),
+        ("params", "0.66x", "missed", 59),
+    ],
+)
+def test_a_count_is_judged_exactly_whatever_the_clock_says(
+    objective: Any, budget: str, verdict: str, most: int
+) -> None:
+    found, stated = _judge(PruneOptions(objective=objective, budget=budget), SIZES)
+    for blocks in (steady(9 * SIX, 8 * SIX), steady(4 * SIX[:1], 8 * SIX[:1])):
+        assert found.verdict(blocks) == verdict
+    assert stated == {"objective": objective, "budget_count": most}
+
+
+def test_a_latency_is_judged_by_the_clock() -> None:
+    found, stated = _judge(PruneOptions(budget="3.9ms", percentile="p99"), SIZES)
+    assert found == judge("3.9ms", 99)
+    assert stated == {"objective": "latency", "budget_count": None}
 
 
 def test_relative_verdict_is_paired_so_that_drift_cancels() -> None:
