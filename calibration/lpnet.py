@@ -1,7 +1,7 @@
-"""LPNet: the latency predict net of W-Gates (arXiv 2007.02066), three fully connected layers.
+"""LPNet: the latency predict net of W-Gates, bound to one network and one fingerprint.
 
-Input: width fractions, per-layer MACs, the same MACs with channels rounded up to the runtime's
-block, and both totals. Output: log of the latency as a multiple of the dense anchor's. The
+The net inside is `structured`, a non-negative sum of what layers cost, or `plain`, the three fully
+connected layers of the paper (arXiv 2007.02066). Both see channels in the runtime's blocks; the
 rounding is straight-through: the forward sees the step, the gradient its slope.
 """
 
@@ -12,119 +12,68 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.errors import PredictorError
+from calibration.heldout import FOLDS, HeldOutError, outer_folds
+from calibration.plain import Plain
 from calibration.skeleton import Skeleton
+from calibration.structured import Structured
+from calibration.terms import Terms
 from calibration.widths import WidthVector, dump, whole
 from targets.fingerprint import Fingerprint
 
+SCHEMA = 2
 FEWEST_RECORDS = 20
-FOLDS = 5
+CI95 = 2 * 1.96  # a 95 % interval in standard errors
 
-
-@dataclass(frozen=True)
-class HeldOutError:
-    """How wrong the LPNet was on records it did not see (cross-validation)."""
-
-    records: int
-    mean: float  # of |predicted / measured - 1|
-    p90: float
-    within_5: float  # share of records
-    within_10: float
-    spearman: float
-    interval_90: float  # half width: 90 % of ratios measured / predicted lie in exp(+-this)
-    interval_95: float
+Net = Literal["structured", "plain"]
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How one LPNet is trained."""
+    """Which net is fitted, and how."""
 
-    steps: int = 1200
-    lr: float = 3e-3
-    weight_decay: float = 0.5
-    hidden: tuple[int, int] = (256, 64)
+    net: Net = "structured"
+    steps: int = 1200  # of gradient descent; the structured net needs none
     seed: int = 0
 
 
 class LPNet(nn.Module):
     """Differentiable `predict_ms`, bound to one network, one fingerprint and the range it saw."""
 
-    def __init__(self, cost: NetworkCost, block: int, options: FitOptions) -> None:
+    def __init__(self, terms: Terms, options: FitOptions, centres: int = 0) -> None:
         super().__init__()
-        self.block, self.options = block, options
-        for name, array in (
-            ("channels", cost.channels),
-            ("unit_macs", cost.unit_macs),
-            ("out_full", cost.outputs.full),
-            ("out_rows", cost.outputs.rows),
-            ("in_full", cost.inputs.full),
-            ("in_rows", cost.inputs.rows),
-        ):
-            self.register_buffer(name, torch.tensor(array, dtype=torch.float32))
-        groups, layers = len(cost.channels), len(cost.unit_macs)
-        inputs = groups + 2 * layers + 2
-        first, second = options.hidden
-        self.body = nn.Sequential(
-            *(nn.Linear(inputs, first), nn.ReLU()),
-            *(nn.Linear(first, second), nn.ReLU()),
-            nn.Linear(second, 1),
-        )
-        self.register_buffer("input_mean", torch.zeros(inputs))
-        self.register_buffer("input_std", torch.ones(inputs))
-        self.register_buffer("seen_low", torch.zeros(groups))
-        self.register_buffer("seen_high", self.get_buffer("channels").clone())
+        self.options = options
+        self.net = Structured(terms, centres) if options.net == "structured" else Plain(terms)
+        self.register_buffer("seen_low", torch.zeros(terms.groups))
+        self.register_buffer("seen_high", terms.get_buffer("channels").clone())
         self.register_buffer("anchor_ms", torch.ones(()))
         self.fingerprint: Fingerprint | None = None
         self.held_out: HeldOutError | None = None
         self.skeleton_sha256 = ""
         self.held_out_ratios: tuple[float, ...] = ()  # each record as predicted by a net without it
 
-    def features(self, kept: Tensor, offsets: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(N, G) kept channels -> (N, inputs); `offsets` fixes the rounding (gradient checks)."""
-        channels, unit = self.get_buffer("channels"), self.get_buffer("unit_macs")
-        outputs = self.get_buffer("out_full") - (channels - kept) @ self.get_buffer("out_rows").T
-        inputs = self.get_buffer("in_full") - (channels - kept) @ self.get_buffer("in_rows").T
-        up = offsets if offsets is not None else self.rounding(outputs, inputs)
-        exact = unit * outputs * inputs
-        rounded = unit * (outputs + up[0]) * (inputs + up[1])
-        dense = unit * self.get_buffer("out_full") * self.get_buffer("in_full")
-        totals = [torch.log(macs.sum(1, keepdim=True) / dense.sum()) for macs in (exact, rounded)]
-        joined: Tensor = torch.cat(
-            [kept / channels, exact / dense, rounded / dense, *totals], dim=1
-        )
-        return joined
+    @property
+    def block(self) -> int:
+        return self.net.terms.block
 
-    def rounding(self, outputs: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """What rounding up to the block adds; without gradient, hence straight-through."""
+    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor.
 
-        def lift(sizes: Tensor, full: Tensor) -> Tensor:
-            up = torch.ceil(sizes / self.block) * self.block - sizes
-            # one input a filter (depthwise) and the image's own channels are not blocked
-            return torch.where(full <= 4, torch.zeros_like(up), up).detach()
-
-        return (
-            lift(outputs, self.get_buffer("out_full")),
-            lift(inputs, self.get_buffer("in_full")),
-        )
-
-    def forward(self, kept: Tensor, offsets: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""
-        x = (self.features(kept, offsets) - self.get_buffer("input_mean")) / self.get_buffer(
-            "input_std"
-        )
-        out: Tensor = self.body(x).squeeze(1)
-        return out
+        `lifts` fixes the rounding to blocks, for gradient checks.
+        """
+        found: Tensor = self.net(kept, lifts)
+        return found
 
     def predict_ms(self, kept: Tensor) -> Tensor:
         """(N, G) kept channels -> (N,) milliseconds; PredictorError outside the range seen."""
@@ -149,13 +98,23 @@ class LPNet(nn.Module):
             )
             return float(self.predict_ms(kept))
 
+    def interval_ms(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, G) kept channels -> (N,) low and high ends of the 90 % interval in milliseconds.
+
+        Conformal: it holds for networks drawn as the measured ones were.
+        """
+        assert self.held_out is not None
+        middle, spread = self.predict_ms(kept), float(np.exp(self.held_out.interval_90))
+        return middle / spread, middle * spread
+
     def save(self, folder: Path) -> None:
         """Write `lpnet.safetensors` and `lpnet.json`."""
         assert self.fingerprint is not None
         assert self.held_out is not None
-        save_file(self.state_dict(), folder / "lpnet.safetensors")
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "lpnet.safetensors")
         document = {
-            "schema": 1,
+            "schema": SCHEMA,
             "skeleton_sha256": self.skeleton_sha256,
             "block": self.block,
             "options": asdict(self.options),
@@ -169,22 +128,13 @@ class LPNet(nn.Module):
         """Read an LPNet back; PredictorError if it belongs to another network or is damaged."""
         try:
             document = json.loads((folder / "lpnet.json").read_text(encoding="utf-8"))
-            if document["schema"] != 1 or document["skeleton_sha256"] != skeleton.sha256:
-                raise PredictorError(
-                    "the LPNet is of another network", fix="run: pipeline calibrate"
-                )
-            options = document["options"]
-            options["hidden"] = tuple(options["hidden"])
-            net = cls(NetworkCost.of(skeleton), whole(document["block"], 1), FitOptions(**options))
-            net.load_state_dict(load_file(folder / "lpnet.safetensors"))
-            net.fingerprint = Fingerprint.from_json(document["fingerprint"])
-            found = {name: float(value) for name, value in document["held_out"].items()}
-            net.held_out = HeldOutError(int(found.pop("records")), **found)
-            net.skeleton_sha256 = skeleton.sha256
+            _check_origin(document, skeleton)
+            return cls._from(document, load_file(folder / "lpnet.safetensors"), skeleton)
         except (
             AttributeError,
             KeyError,
             OverflowError,
+            RecursionError,
             TypeError,
             ValueError,
             RuntimeError,
@@ -193,7 +143,54 @@ class LPNet(nn.Module):
             raise PredictorError(
                 f"the stored LPNet is damaged: {error!r}", fix="run: pipeline calibrate"
             ) from error
-        return net.eval().requires_grad_(False)
+
+    @classmethod
+    def _from(cls, document: Any, tensors: dict[str, Tensor], skeleton: Skeleton) -> Self:
+        options = FitOptions(**document["options"])
+        if options.net not in get_args(Net):
+            raise ValueError(f"{options.net!r} is no net")
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("a tensor is not finite")
+        centres = len(tensors["net.centres"]) if options.net == "structured" else 0
+        terms = Terms(NetworkCost.of(skeleton), whole(document["block"], 1))
+        lpnet = cls(terms, options, centres)
+        lpnet.load_state_dict(tensors)
+        lpnet.fingerprint = Fingerprint.from_json(document["fingerprint"])
+        found = {name: float(value) for name, value in document["held_out"].items()}
+        lpnet.held_out = HeldOutError(int(found.pop("records")), **found)
+        lpnet.skeleton_sha256 = skeleton.sha256
+        return lpnet.eval().requires_grad_(False)
+
+
+def _check_origin(document: Any, skeleton: Skeleton) -> None:
+    """PredictorError unless the LPNet is of this version and this network."""
+    again = "run: pipeline calibrate"
+    if document["schema"] != SCHEMA:
+        said = f"the stored LPNet has schema {document['schema']}, this version reads {SCHEMA}"
+        raise PredictorError(said, fix=again)
+    if document["skeleton_sha256"] != skeleton.sha256:
+        raise PredictorError("the LPNet is of another network", fix=again)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Measurements as arrays: kept channels (N, G), ratios (N,), standard errors of their logs."""
+
+    kept: Tensor
+    ratios: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, records: Sequence[LatencyRecord]) -> _Records:
+        low, high = np.array([record.ratio_ci95 for record in records]).T
+        return cls(
+            torch.tensor([record.widths.kept for record in records], dtype=torch.float32),
+            np.array([record.ratio for record in records]),
+            np.log(high / low) / CI95,
+        )
+
+    def only(self, rows: NDArray[np.bool_]) -> _Records:
+        return _Records(self.kept[torch.from_numpy(rows)], self.ratios[rows], self.errors[rows])
 
 
 def fit_lpnet(
@@ -209,33 +206,46 @@ def fit_lpnet(
 
     Every record is predicted once by a net that did not see it; the net returned saw them all.
     """
-    options = FitOptions() if options is None else options
+    told = on_fold if on_fold is not None else lambda done, total: None
+    lpnet = fit_once(records, skeleton, fingerprint, block=block, options=options)
+    told(1, FOLDS + 1)
+    every = _Records.of(records)
+    predicted = np.empty(len(records))
+    folds = outer_folds(len(records), lpnet.options.seed)
+    for fold in range(FOLDS):
+        out = folds == fold
+        net = _train(every.only(~out), skeleton, block, lpnet.options)
+        with torch.no_grad():
+            predicted[out] = net(every.only(out).kept).exp().double().numpy()
+        told(fold + 2, FOLDS + 1)
+    lpnet.held_out = HeldOutError.of(predicted, every.ratios)
+    lpnet.held_out_ratios = tuple(predicted.tolist())
+    return lpnet
+
+
+def fit_once(
+    records: Sequence[LatencyRecord],
+    skeleton: Skeleton,
+    fingerprint: Fingerprint,
+    *,
+    block: int,
+    options: FitOptions | None = None,
+) -> LPNet:
+    """Fit without cross-validation: a sixth of the time; states no error and cannot be stored.
+
+    `block=1` makes an LPNet without steps, for gates to learn under.
+    """
     if len(records) < FEWEST_RECORDS:
         raise PredictorError(
             f"{len(records)} measured networks are too few for an LPNet "
             f"(at least {FEWEST_RECORDS})",
             fix="run: pipeline calibrate --samples 60",
         )
-    cost = NetworkCost.of(skeleton)
-    kept = torch.tensor([record.widths.kept for record in records], dtype=torch.float32)
-    target = torch.tensor([record.ratio for record in records]).log()
-    folds = np.random.default_rng(options.seed).permutation(len(records)) % FOLDS
-    residuals = torch.empty(len(records))
-    for fold in range(FOLDS):
-        out = torch.from_numpy(folds == fold)
-        net = _train(LPNet(cost, block, options), kept[~out], target[~out])
-        with torch.no_grad():
-            residuals[out] = target[out] - net(kept[out])
-        if on_fold is not None:
-            on_fold(fold + 1, FOLDS + 1)
-    net = _train(LPNet(cost, block, options), kept, target)
-    if on_fold is not None:
-        on_fold(FOLDS + 1, FOLDS + 1)
-    net.get_buffer("anchor_ms").fill_(float(np.median([r.anchor_ms for r in records])))
-    net.held_out = _held_out(target, residuals)
-    net.held_out_ratios = tuple((target - residuals).exp().tolist())
-    net.fingerprint, net.skeleton_sha256 = fingerprint, skeleton.sha256
-    return net
+    options = FitOptions() if options is None else options
+    lpnet = _train(_Records.of(records), skeleton, block, options)
+    lpnet.get_buffer("anchor_ms").fill_(float(np.median([r.anchor_ms for r in records])))
+    lpnet.fingerprint, lpnet.skeleton_sha256 = fingerprint, skeleton.sha256
+    return lpnet
 
 
 @contextmanager
@@ -250,47 +260,13 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def _train(net: LPNet, kept: Tensor, target: Tensor) -> LPNet:
-    """Full-batch AdamW on squared log error, cosine to zero; deterministic by the seed."""
-    options = net.options
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(options.seed)
-        for layer in net.body:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
-    inputs = net.features(kept).detach()
-    net.get_buffer("input_mean").copy_(inputs.mean(0))
-    # a constant input carries nothing; a tiny divisor would blow it up outside the samples
-    net.get_buffer("input_std").copy_(inputs.std(0).clamp_min(0.02))
-    net.get_buffer("seen_low").copy_(kept.min(0).values)
-    net.get_buffer("seen_high").copy_(kept.max(0).values)
-    optimizer = torch.optim.AdamW(
-        net.body.parameters(), lr=options.lr, weight_decay=options.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-    for _ in range(options.steps):
-        loss = nn.functional.mse_loss(net(kept), target)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-    return net.eval().requires_grad_(False)
-
-
-def _held_out(target: Tensor, residuals: Tensor) -> HeldOutError:
-    error = (residuals.exp() - 1).abs()
-    size = residuals.abs().sort().values
-
-    def conformal(share: float) -> float:
-        return float(size[min(len(size) - 1, int(np.ceil(share * (len(size) + 1))) - 1)])
-
-    return HeldOutError(
-        records=len(target),
-        mean=float(error.mean()),
-        p90=float(error.quantile(0.9)),
-        within_5=float((error <= 0.05).float().mean()),
-        within_10=float((error <= 0.10).float().mean()),
-        spearman=float(spearmanr(target, target - residuals).statistic),
-        interval_90=conformal(0.90),
-        interval_95=conformal(0.95),
-    )
+def _train(seen: _Records, skeleton: Skeleton, block: int, options: FitOptions) -> LPNet:
+    lpnet = LPNet(Terms(NetworkCost.of(skeleton), block), options)
+    if isinstance(lpnet.net, Structured):
+        lpnet.net.fit(seen.kept, seen.ratios, seen.errors)
+    else:
+        ratios = torch.tensor(seen.ratios, dtype=torch.float32)
+        lpnet.net.fit(seen.kept, ratios, steps=options.steps, seed=options.seed)
+    lpnet.get_buffer("seen_low").copy_(seen.kept.min(0).values)
+    lpnet.get_buffer("seen_high").copy_(seen.kept.max(0).values)
+    return lpnet.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from targets import HIDDEN, TARGETS
 ROOT = Path(__file__).parents[1]
 RUNTIMES = ("cuda", "onnxruntime", "openvino", "pycuda", "tensorrt", "tensorrt_rtx")
 TORCH = ("torch", "torchvision")
+PREDICTORS = ("lpnet", "plain", "structured", "terms")
 # adapter files may need their runtime; the fake target has none
 ADAPTERS = {place.partition(":")[0] for name, place in TARGETS.items() if name not in HIDDEN}
 
@@ -118,7 +119,8 @@ def test_target_without_its_runtime_says_what_is_missing() -> None:
 
 def test_calibration_imports_without_torch_except_what_is_differentiated() -> None:
     modules = modules_of("calibration")
-    assert set(failed_imports(TORCH, modules)) == {"calibration.counts", "calibration.lpnet"}
+    differentiated = {f"calibration.{name}" for name in ("counts", *PREDICTORS)}
+    assert set(failed_imports(TORCH, modules)) == differentiated
 
 
 @pytest.mark.parametrize("command", ["--help", "run --help", "targets"])

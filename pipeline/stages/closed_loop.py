@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calibration.lpnet import LPNet, fit_lpnet
+from calibration.lpnet import fit_lpnet, fit_once
 from calibration.measure import measure_all
 from calibration.sampling import near
 from calibration.widths import Plan, WidthVector
@@ -113,7 +113,9 @@ class ClosedLoop:
 
         With steps, nothing that a gate does shows until the last channel of its block closes.
         """
-        return self._fit(block=1).to(self.solving.fabric.device).predict_ms
+        solving, fingerprint = self.solving, self.solving.target.fingerprint()
+        smooth = fit_once(solving.records(), solving.skeleton, fingerprint, block=1)
+        return smooth.to(solving.fabric.device).predict_ms
 
     def _attempt(self, number: int) -> list[Round]:
         """Select and measure, correcting the aim by what the LPNet got wrong, until it fits.
@@ -156,12 +158,9 @@ class ClosedLoop:
             near(widths, solving.skeleton.groups, multiple, NEAR_POINTS, seed=seed),
             on_done=lambda done, total: reporter.progress("measure near the plan", done, total),
         )
-        self.lpnet = self._fit(solving.target.channel_block)
-
-    def _fit(self, block: int) -> LPNet:
-        solving = self.solving
-        fingerprint = solving.target.fingerprint()
-        return fit_lpnet(solving.records(), solving.skeleton, fingerprint, block=block)
+        block, fingerprint = solving.target.channel_block, solving.target.fingerprint()
+        records = solving.records()
+        self.lpnet = fit_lpnet(records, solving.skeleton, fingerprint, block=block)
 
     def _tell(self, found: Round) -> None:
         context = self.solving.context

@@ -1,0 +1,90 @@
+"""The default LPNet: a non-negative sum of per-layer terms, times a correction if data backs it.
+
+The weights are non-negative, so the sum grows with every width, whole blocks at a time; the
+correction is weakened until the product does, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calibration.correction import Correction, choose_correction
+from calibration.law import Array, Law, Measured, choose_freedom, solve
+from calibration.terms import Terms
+
+STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # of the correction
+
+
+class Structured(nn.Module):
+    """log(terms @ weights) + correction, differentiable in the widths."""
+
+    def __init__(self, terms: Terms, centres: int = 0) -> None:
+        super().__init__()
+        self.terms = terms
+        count = sum(number for _, number in terms.kinds)
+        self.register_buffer("weights", torch.zeros(count))
+        self.register_buffer("centres", torch.zeros(centres, terms.groups))
+        self.register_buffer("heights", torch.zeros(centres))
+        self.register_buffer("length", torch.ones(()))
+
+    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""
+        found: Tensor = torch.log(self.terms(kept, lifts) @ self.get_buffer("weights"))
+        centres = self.get_buffer("centres")
+        if len(centres):
+            shares = kept / self.terms.get_buffer("channels")
+            near = (shares**2).sum(1, keepdim=True) - 2 * shares @ centres.T + (centres**2).sum(1)
+            bells = torch.exp(near / (-2 * self.get_buffer("length") ** 2))
+            found = found + bells @ self.get_buffer("heights")
+        return found
+
+    def fit(self, kept: Tensor, ratios: Array, errors: Array) -> None:
+        """Fit to (N, G) widths measured at `ratios` (N,) with log errors (N,)."""
+        measured = self.measured(kept, ratios, errors)
+        kinds = self._kinds()
+        freedom = choose_freedom(measured, kinds)
+        law = solve(measured, kinds, freedom)
+        correction = choose_correction(measured, lambda part: solve(part, kinds, freedom))
+        for strength in STRENGTHS:
+            self._put(law, correction.scaled(strength))
+            if self.grows(kept):
+                return
+
+    def measured(self, kept: Tensor, ratios: Array, errors: Array) -> Measured:
+        with torch.no_grad():
+            terms = self.terms(kept).double().numpy()
+            shares = (kept / self.terms.get_buffer("channels")).double().numpy()
+        return Measured(terms, shares, ratios, errors)
+
+    def grows(self, kept: Tensor) -> bool:
+        """Whether a whole block more, in any group of any row, is never predicted faster."""
+        channels, block = self.terms.get_buffer("channels"), self.terms.block
+        with torch.no_grad():
+            here = self(kept)
+            for group in range(self.terms.groups):
+                wider = kept.clone()
+                wider[:, group] += block
+                inside = wider[:, group] <= channels[group]
+                if bool((self(wider[inside]) < here[inside] - 1e-6).any()):
+                    return False
+        return True
+
+    def _put(self, law: Law, correction: Correction) -> None:
+        # plain attributes of buffers that change their size
+        self.weights = torch.tensor(law.weights, dtype=torch.float32)
+        self.centres = torch.tensor(correction.centres, dtype=torch.float32)
+        self.centres = self.centres.reshape(-1, self.terms.groups)
+        self.heights = torch.tensor(correction.heights, dtype=torch.float32)
+        self.length = torch.tensor(correction.length, dtype=torch.float32)
+
+    def _kinds(self) -> Array:
+        """(T, K): each term's part of its kind."""
+        shares = self.terms.shares().double().numpy()
+        table = np.zeros((len(shares), len(self.terms.kinds)))
+        first = 0
+        for column, (_, count) in enumerate(self.terms.kinds):
+            table[first : first + count, column] = shares[first : first + count]
+            first += count
+        return table

