@@ -13,5 +13,9 @@ class DatabaseError(DeployError):
     """The latency database is corrupt, foreign or of a newer schema."""
 
 
+class FleetError(DeployError):
+    """The measuring fleet cannot be joined, lost its devices, or one of them failed."""
+
+
 class PredictorError(DeployError):
     """Too few records, records that may not be mixed, or widths outside the range seen."""

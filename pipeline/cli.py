@@ -5,51 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-import typing
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import click
 
-from pipeline.budget import Budget
 from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
-from pipeline.options import Share, complaint
+from pipeline.flags import with_options
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
 EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 1, 3, 130
-
-
-class BudgetType(click.ParamType[str]):
-    """A latency budget; a wrong one is wrong usage, exit code 2."""
-
-    name = "budget"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return str(Budget.parse(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class ShareType(click.ParamType[float]):
-    """A share: 0.01 or 1%."""
-
-    name = "share"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if isinstance(value, float):
-            return value
-        number, percent, rest = str(value).strip().partition("%")
-        try:
-            return float(number) / (100 if percent else 1) if not rest else float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a share: write 0.01 or 1%", param, ctx)
 
 
 class InOrder(click.Group):
@@ -73,50 +40,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
-    """A click option for one field: its name, type, default, bounds and help."""
-    inner = [part for part in typing.get_args(kind) if part is not NoneType]
-    if typing.get_origin(kind) is typing.Literal:
-        click_type: Any = click.Choice(typing.get_args(kind))
-    else:
-        click_type = inner[0] if inner else kind
-    if item.name == "budget":
-        click_type = BudgetType()
-    elif click_type is Share:
-        click_type = ShareType()
-    elif click_type is Path:
-        click_type = click.Path(path_type=Path)
-    name = item.name.replace("_", "-")
-    default = "unset" if item.default is None else item.default
-
-    def check(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value is not None and (reason := complaint(options, item.name, value)):
-            raise click.BadParameter(f"{value} will not do: {reason}.", ctx, param)
-        return value
-
-    return click.option(
-        f"--{name}/--{item.metadata['negative'] or f'no-{name}'}"
-        if click_type is bool
-        else f"--{name}",
-        item.name,
-        type=None if click_type is bool else click_type,
-        default=None,
-        callback=check,
-        help=f"{item.metadata['help']}  [default: {default}]",
-    )
-
-
-def _with_options(stages: Sequence[Stage]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for stage in reversed(stages):
-            kinds = typing.get_type_hints(stage.options)
-            for item in reversed(fields(stage.options)):
-                command = _flag(stage.options, item, kinds[item.name])(command)
-        return command
-
-    return decorate
-
-
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
@@ -128,9 +51,17 @@ _config = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 
+_parquet = click.Path(dir_okay=False, path_type=Path)
+_import = click.option(
+    "--import", "imported", type=_parquet, help="only take measurements over from a Parquet file"
+)
+_export = click.option(
+    "--export", "exported", type=_parquet, help="only write the measurements to a Parquet file"
+)
+
 
 @main.command()
-@_with_options(list(STAGES.values()))
+@with_options(list(STAGES.values()))
 @_config
 @_json
 @click.option(
@@ -146,11 +77,23 @@ def run(out: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def _stage_command(stage: Stage) -> click.Command:
-    def callback(folder: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
-        _guarded(lambda: _execute(folder, [stage], config, flags, as_json))
+    def callback(
+        folder: Path,
+        config: Path | None,
+        as_json: bool,
+        imported: Path | None = None,
+        exported: Path | None = None,
+        **flags: Any,
+    ) -> None:
+        if imported or exported:
+            _guarded(lambda: _exchange(folder, config, flags, imported, exported))
+        else:
+            _guarded(lambda: _execute(folder, [stage], config, flags, as_json))
 
     callback.__doc__ = f"{stage.produces[0].upper()}{stage.produces[1:]}."
-    command = _with_options([stage])(_config(_json(callback)))
+    command = with_options([stage])(_config(_json(callback)))
+    if stage.name == "calibrate":
+        command = _import(_export(command))
     folder = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
     return click.command(stage.name)(folder(command))
 
@@ -195,6 +138,27 @@ def targets(explain: str | None, as_json: bool) -> None:
     _guarded(work)
 
 
+@main.command()
+@click.option("--target", required=True, help="what this device runs; see: pipeline targets")
+@click.option(
+    "--address", metavar="HOST:PORT", help="a machine of the fleet  [default: start a new fleet]"
+)
+@click.option("--port", default=6379, help="where a new fleet listens")
+def worker(target: str, address: str | None, port: int) -> None:
+    """Join this device to a measuring fleet, until it is ended; needs no torch.
+
+    Measure with: pipeline calibrate RUN --fleet ADDRESS, on a machine of the fleet. Ray listens on
+    all interfaces and does what it is told: in a trusted network only.
+    """
+
+    def work() -> None:
+        from pipeline.worker import join
+
+        join(target, address, port)
+
+    _guarded(work)
+
+
 def _execute(
     folder: Path,
     stages: Sequence[Stage],
@@ -222,6 +186,25 @@ def _execute(
         _judge(certificate)
     elif as_json:
         click.echo(json.dumps({"run": str(folder), "stages": [stage.name for stage in stages]}))
+
+
+def _exchange(
+    folder: Path,
+    config: Path | None,
+    flags: dict[str, Any],
+    imported: Path | None,
+    exported: Path | None,
+) -> None:
+    from pipeline.measurements import export_measurements, import_measurements
+
+    run_folder = Run(folder, STAGES)
+    with run_folder.locked():
+        run_folder.resolve(_given(flags), config)
+        if imported:
+            click.echo(f"calibrate: {import_measurements(run_folder, imported)}")
+        if exported:
+            count = export_measurements(run_folder, exported)
+            click.echo(f"calibrate: {count} measurements written to {exported}")
 
 
 def _judge(certificate: dict[str, Any]) -> None:

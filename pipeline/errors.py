@@ -9,6 +9,7 @@
       FingerprintError             latencies of unlike set-ups may not be compared       targets
       GroupsError                  groups, widths or plan do not fit the network         calibration
       DatabaseError                the latency database is corrupt or too new            calibration
+      FleetError                   the measuring fleet is not there, or a device failed  calibration
       PredictorError               too few records, a mixture, or outside the range      calibration
       ModelError                   the model cannot be made, or its weights do not fit   pipeline
       DataError                    no data, corrupt data, or data that does not fit      pipeline
@@ -23,7 +24,7 @@
 
 from __future__ import annotations
 
-from calibration.errors import DatabaseError, GroupsError, PredictorError
+from calibration.errors import DatabaseError, FleetError, GroupsError, PredictorError
 from targets.errors import (
     BuildError,
     DeployError,
@@ -42,6 +43,7 @@ __all__ = [
     "DeployError",
     "EngineError",
     "FingerprintError",
+    "FleetError",
     "GroupsError",
     "InconclusiveError",
     "MissingInputError",

@@ -15,14 +15,18 @@ from pipeline.budget import Budget, Objective, Percentile
 Share = NewType("Share", float)  # a flag may say "1%", TOML and the field say 0.01
 
 
-def option(default: Any, text: str, *, negative: str = "", **bounds: float) -> Any:
+def option(
+    default: Any, text: str, *, negative: str = "", settles: bool = True, **bounds: float
+) -> Any:
     """A field with its help text; `bounds` are `least`, `most`, `above` and `below`.
 
     `negative` is what the flag of a switch is called when it is off: "" makes it --no-NAME.
+    What does not settle the result, such as where the work is done, makes no stage stale.
     """
     unknown = bounds.keys() - _BOUNDS
     assert not unknown, unknown
-    return field(default=default, metadata={"help": text, "bounds": bounds, "negative": negative})
+    metadata = {"help": text, "bounds": bounds, "negative": negative, "settles": settles}
+    return field(default=default, metadata=metadata)
 
 
 _BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
@@ -134,6 +138,14 @@ class CalibrateOptions:
     samples: int = option(200, "width vectors to measure", least=1)
     precision: Share = option(
         Share(0.01), "stop timing a candidate when half its 95 % interval is this narrow", above=0
+    )
+    database: Path | None = option(
+        None, "SQLite file that several runs keep measurements in, too", settles=False
+    )
+    fleet: str | None = option(
+        None,
+        "measure on the devices of the fleet at HOST:PORT; see: pipeline worker",
+        settles=False,
     )
 
 

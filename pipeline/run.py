@@ -210,8 +210,11 @@ class Run:
             for need in stage.needs
             if (self.folder / need / RECORD).exists()
         }
-        options = {k: _plain(v) for k, v in asdict(self._options[stage.name]).items()}
-        named = {k: _file_in(v) for k, v in asdict(self._options[stage.name]).items()}
+        chosen = self._options[stage.name]
+        settling = {f.name for f in fields(chosen) if f.metadata.get("settles", True)}
+        values = {k: v for k, v in asdict(chosen).items() if k in settling}
+        options = {k: _plain(v) for k, v in values.items()}
+        named = {k: _file_in(v) for k, v in values.items()}
         files = {k: digest(path) for k, path in named.items() if path is not None}
         return {"stage": stage.name, "options": options, "files": files, "needs": needs}
 

@@ -17,8 +17,9 @@ from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.stages import STAGES
 from targets import known_targets
 
-COMMANDS = {"run", *STAGES, "report", "targets"}
-NO_FIELDS = {"config", "as_json", "out", "folder"}  # parameters of the command, not of a stage
+COMMANDS = {"run", *STAGES, "report", "targets", "worker"}
+# parameters of the command, not of a stage
+NO_FIELDS = {"config", "as_json", "out", "folder", "imported", "exported"}
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from calibration.candidates import Slicer
-from calibration.database import LatencyDatabase, LatencyRecord
+from calibration.database import LatencyRecord
 from calibration.lpnet import LPNet, fit_lpnet
-from calibration.measure import Bench, measure_all
+from calibration.measure import Bench
 from calibration.sampling import first_widths
 from calibration.widths import WidthVector
 from pipeline.files import copy_atomically
@@ -19,6 +19,7 @@ from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.common import skeleton_of
+from pipeline.stages.measuring import devices, measurements
 from pipeline.stages.precision import settle
 from targets.timing import measure
 
@@ -38,20 +39,22 @@ def execute(context: Context) -> None:
     if earlier.exists() and not (context.partial / DATABASE).exists():
         copy_atomically(earlier, context.partial / DATABASE)  # what was measured stays measured
     anchor = settled.dense.record.engine
-    with LatencyDatabase(context.partial / DATABASE) as database, target.load(anchor) as engine:
-        measure_all(
-            Bench(
-                target,
-                Slicer(skeleton),
-                engine,
-                settled.referee.candidate_batches,
-                settled.keep_fp32,
-            ),
-            database,
-            wanted,
-            precision=options.precision,
-            on_done=lambda done, total: context.reporter.progress("measure widths", done, total),
+    own = context.partial / DATABASE
+    with measurements(context, own, skeleton.sha256) as database, target.load(anchor) as engine:
+        bench = Bench(
+            target,
+            Slicer(skeleton),
+            engine,
+            settled.referee.candidate_batches,
+            settled.keep_fp32,
         )
+        with devices(context, bench) as found:
+            found.measure(
+                database,
+                wanted,
+                precision=options.precision,
+                on_done=lambda done, all_: context.reporter.progress("measure widths", done, all_),
+            )
         records = database.records(skeleton.sha256, fingerprint)
         tail = measure(engine, fingerprint, calls=1000)
     lpnet = fit_lpnet(
