@@ -167,7 +167,7 @@ class PruneOptions:
     weight_lr: float = option(
         0.02, "peak learning rate of the weights during gated training", least=0
     )
-    dual_lr: float = option(0.1, "step of dual ascent on the latency constraint", least=0)
+    dual_lr: float = option(0.1, "step of dual ascent on the budget", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
     detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
     margin: float = option(
