@@ -135,7 +135,12 @@ class CalibrateOptions:
     precision_loss: Share = option(
         Share(0.01), "most top-1 that fp16 or int8 may lose on validation", least=0, below=1
     )
-    samples: int = option(200, "width vectors to measure", least=1)
+    samples: int = option(300, "most width vectors to measure", least=1)
+    lpnet_error: Share = option(
+        Share(0.02), "stop measuring when the LPNet's mean held-out error is this small", above=0
+    )
+    time: float | None = option(None, "stop measuring after this many minutes", above=0)
+    cliffs: bool = option(True, "narrow the costliest groups one at a time to find width cliffs")
     precision: Share = option(
         Share(0.01), "stop timing a candidate when half its 95 % interval is this narrow", above=0
     )

@@ -8,33 +8,39 @@ from typing import Any
 
 import numpy as np
 
+from calibration.active import START, SamplingPlan
 from calibration.candidates import Slicer
+from calibration.cliffs import probes, step_maps
+from calibration.curve import error_curve
 from calibration.database import LatencyRecord
-from calibration.lpnet import LPNet, fit_lpnet
+from calibration.feasibility import Feasibility
+from calibration.lpnet import LPNet
 from calibration.measure import Bench
-from calibration.sampling import first_widths
+from calibration.phases import TIMING, Phases
+from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
 from pipeline.files import copy_atomically
 from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
+from pipeline.stages.campaign import Campaign, as_function
 from pipeline.stages.common import skeleton_of
 from pipeline.stages.measuring import devices, measurements
 from pipeline.stages.precision import settle
+from targets.base import Target
 from targets.timing import measure
 
 DATABASE = "latency.sqlite"
 ANCHOR = "anchor"
+PROBED = 8  # the share of networks after the start set that look for width cliffs: an eighth
 
 
 def execute(context: Context) -> None:
-    options, skeleton = context.options(CalibrateOptions), skeleton_of(context.run)
+    phases, skeleton = Phases(), skeleton_of(context.run)
     suffix = target_of(context.run).engine_suffix
-    settled = settle(context, skeleton.onnx_bytes, context.partial / f"{ANCHOR}{suffix}")
+    with phases.spent_on("settle precision"):
+        settled = settle(context, skeleton.onnx_bytes, context.partial / f"{ANCHOR}{suffix}")
     target = settled.target
-    seed = context.run.options("prepare", PrepareOptions).seed
-    fingerprint = target.fingerprint()
-    wanted = first_widths(skeleton.groups, target.channel_multiple, options.samples, seed=seed)
     earlier = context.run.folder / "calibrate" / DATABASE
     if earlier.exists() and not (context.partial / DATABASE).exists():
         copy_atomically(earlier, context.partial / DATABASE)  # what was measured stays measured
@@ -47,35 +53,66 @@ def execute(context: Context) -> None:
             engine,
             settled.referee.candidate_batches,
             settled.keep_fp32,
+            phases,
         )
-        with devices(context, bench) as found:
-            found.measure(
-                database,
-                wanted,
-                precision=options.precision,
-                on_done=lambda done, all_: context.reporter.progress("measure widths", done, all_),
-            )
-        records = database.records(skeleton.sha256, fingerprint)
-        tail = measure(engine, fingerprint, calls=1000)
-    lpnet = fit_lpnet(
-        records,
-        skeleton,
-        fingerprint,
-        block=target.channel_block,
-        on_fold=lambda done, total: context.reporter.progress("fit LPNet", done, total),
-    )
-    lpnet.save(context.partial)
-    floor = skeleton.groups.floor(target.channel_multiple)
+        campaign = Campaign(context, bench, database, _plan(context, skeleton, target))
+        with devices(context, bench) as here:
+            stopped = campaign.run(here)
+        with phases.spent_on(TIMING):
+            tail = measure(engine, target.fingerprint(), calls=1000)
+        found = _findings(context, campaign)
     tails = {f"p{p}": tail.percentile_ms(p) / tail.median_ms() for p in (50, 90, 99)}
-    document = _summary(options, lpnet, records, floor) | {"tail": tails}
+    document = found | {"tail": tails, "stopped": stopped, "phases": phases.to_json()}
     context.write_json("calibration.json", document)
-    held = lpnet.held_out
-    assert held is not None
-    context.reporter.say(
-        f"calibrate: LPNet's held-out error {held.mean:.1%} (mean), {held.within_5:.0%} of "
-        f"{held.records} networks within 5 %; dense {document['anchor_ms']:.3f} ms, "
-        f"floor {document['floor']['ms']:.3f} ms ({document['floor']['ratio']:.2f}x)"
+    _tell(context, document)
+
+
+def _plan(context: Context, skeleton: Skeleton, target: Target) -> SamplingPlan:
+    options = context.options(CalibrateOptions)
+    budgeted = max(0, options.samples - START) // PROBED if options.cliffs else 0
+    return SamplingPlan(
+        skeleton.groups,
+        target.channel_multiple,
+        options.samples,
+        context.run.options("prepare", PrepareOptions).seed,
+        probes(skeleton, budgeted),
     )
+
+
+def _findings(context: Context, campaign: Campaign) -> dict[str, Any]:
+    """Save the LPNet; everything that calibration.json says of it and of the measurements."""
+    lpnet, records, skeleton = campaign.lpnet, campaign.records(), campaign.skeleton
+    assert lpnet is not None
+    lpnet.save(context.partial)
+    floor = skeleton.groups.floor(campaign.bench.target.channel_multiple)
+    anchor_ms = float(lpnet.get_buffer("anchor_ms"))
+    seed = context.run.options("prepare", PrepareOptions).seed
+    feasible = Feasibility.of(skeleton, records, as_function(lpnet), floor, anchor_ms)
+    return {
+        **_summary(context.options(CalibrateOptions), lpnet, records, floor),
+        "rounds": campaign.rounds,
+        "curve": [asdict(point) for point in error_curve(records, campaign.fit, seed=seed)],
+        "cliffs": [cliff.to_json() for cliff in step_maps(skeleton.groups, records)],
+        "feasibility": feasible.to_json(campaign.aim()),
+    }
+
+
+def _tell(context: Context, document: dict[str, Any]) -> None:
+    say, held, floor = context.reporter.say, document["held_out"], document["floor"]
+    say(
+        f"calibrate: LPNet's held-out error {held['mean']:.1%} (mean), {held['within_5']:.0%} of "
+        f"{held['records']} networks within 5 %; dense {document['anchor_ms']:.3f} ms, "
+        f"floor {floor['ms']:.3f} ms ({floor['ratio']:.2f}x)"
+    )
+    for cliff in document["cliffs"]:
+        if cliff["step"] is not None and cliff["step"] > 1:
+            say(
+                f"calibrate: {cliff['group']} steps every {cliff['step']} channels, "
+                f"{cliff['drop']:.1%} of the dense latency each"
+            )
+    say(f"calibrate: {document['feasibility']['verdict']}")
+    share = document["phases"]["share"]
+    say(f"calibrate: {share[TIMING]:.0%} of the time went into timed inference")
 
 
 def _summary(

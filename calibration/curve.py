@@ -1,0 +1,98 @@
+"""How the held-out error falls with samples, chosen actively or at random, after the fact.
+
+Both choose from the networks that were measured, begin with the same few, and are tested on the
+same others; so the curve costs fits, but not one measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.active import Fit, corners, ensemble, spread_out
+from calibration.database import LatencyRecord
+
+TEST_EVERY = 4  # in order of latency, so that the test covers the range
+FIRST = 32  # networks at which both begin: without a quarter, still enough for an LPNet
+FEWEST = 80  # measured networks for a curve that tells anything
+POINTS = 5
+LIMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Mean held-out error of predictors fitted on `samples` networks."""
+
+    samples: int
+    active: float
+    random: float
+
+
+def error_curve(
+    records: Sequence[LatencyRecord], fit: Fit, *, seed: int, limit_s: float = LIMIT_S
+) -> tuple[CurvePoint, ...]:
+    """Both errors at a few sample sizes; fewer when the time is up, none for few records."""
+    if len(records) < FEWEST:
+        return ()
+    began, rng = perf_counter(), np.random.default_rng(seed)
+    pool, test = _split(records)
+    order = [i for i in rng.permutation(len(pool)) if i not in set(corners(pool))]
+    first = [*corners(pool), *order]
+    active, chance = first[:FIRST], first
+    found = []
+    for size in np.unique(np.geomspace(FIRST, len(pool), POINTS).round().astype(int)):
+        active += _most_telling(pool, active, fit, int(size) - len(active), seed)
+        random_error = _error([pool[i] for i in chance[:size]], test, fit)
+        active_error = (
+            random_error
+            if size in (FIRST, len(pool))
+            else _error([pool[i] for i in active], test, fit)
+        )
+        found.append(CurvePoint(int(size), active_error, random_error))
+        if perf_counter() - began > limit_s:
+            break
+    return tuple(found)
+
+
+def _split(
+    records: Sequence[LatencyRecord],
+) -> tuple[list[LatencyRecord], list[LatencyRecord]]:
+    """Pool and test; what holds a group's lowest or highest width stays in the pool."""
+    ends = set(corners(records))
+    order = [i for i in np.argsort([record.ratio for record in records]) if i not in ends]
+    test = set(order[TEST_EVERY // 2 :: TEST_EVERY])
+    return (
+        [record for i, record in enumerate(records) if i not in test],
+        [records[i] for i in sorted(test)],
+    )
+
+
+def _most_telling(
+    pool: Sequence[LatencyRecord], taken: Sequence[int], fit: Fit, count: int, seed: int
+) -> list[int]:
+    """Indices of `count` more of the pool, where LPNets fitted on those taken disagree most."""
+    rest = [i for i in range(len(pool)) if i not in set(taken)]
+    if count >= len(rest):
+        return rest
+    if count <= 0:
+        return []
+    kept = np.array([pool[i].widths.kept for i in rest], float)
+    logs = ensemble([pool[i] for i in taken], fit, kept, seed=seed)
+    shares = kept / np.array([record.widths.kept for record in pool]).max(0)
+    return [rest[index] for index in spread_out(logs.std(0), shares, count)]
+
+
+def _error(train: Sequence[LatencyRecord], test: Sequence[LatencyRecord], fit: Fit) -> float:
+    """Mean |predicted / measured - 1|; the scale is the training records' own."""
+    predict = fit(train)
+    scale = np.median([record.anchor_ms for record in train])
+    predicted = predict(_kept(test)) / scale
+    return float(np.mean(np.abs(predicted / np.array([r.ratio for r in test]) - 1)))
+
+
+def _kept(records: Sequence[LatencyRecord]) -> NDArray[np.float64]:
+    return np.array([record.widths.kept for record in records], float)
