@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.report import plots, tables
+from pipeline.report import plots, reach, tables
 from pipeline.report.documents import Document, Documents
 from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
@@ -73,6 +73,7 @@ def sections(documents: Documents) -> tuple[Section, ...]:
         _latency(documents),
         _widths(documents),
         _prediction(documents),
+        _reach(documents),
         Section("Training", figures=tuple(_training(documents))),
         _numerics(documents),
         Section(
@@ -117,6 +118,20 @@ def _prediction(documents: Documents) -> Section:
         figures=(plots.scatter(calibration),) if calibration and calibration["scatter"] else (),
         tables=_present(
             calibration and tables.held_out(calibration), prune and tables.rounds(prune)
+        ),
+    )
+
+
+def _reach(documents: Documents) -> Section:
+    found = documents.calibrate
+    if found is None or "feasibility" not in found:  # calibrated by an older version
+        return Section("Reach on the target")
+    figures = (reach.cliff_figure(found), reach.curve_figure(found))
+    return Section(
+        "Reach on the target",
+        figures=tuple(figure for figure in figures if figure is not None),
+        tables=_present(
+            reach.reach(found), reach.groups(found), reach.cliffs(found), reach.phases(found)
         ),
     )
 

@@ -70,14 +70,14 @@ def scatter(calibration: Document) -> Figure:
         "thickness": 1,
         "width": 0,
     }
-    points = _trace("networks", x, y, color=BLUE, mode="markers")
+    points = trace("networks", x, y, color=BLUE, mode="markers")
     points |= {"error_y": bars, "marker": {"color": BLUE, "size": 6, "opacity": 0.75}}
-    equal = _trace("measured = predicted", ends, ends, color=GREY, mode="lines")
+    equal = trace("measured = predicted", ends, ends, color=GREY, mode="lines")
     label = "Latency predicted by the LPNet against latency measured, networks held out of the fit"
     layout = {
         "height": 440,
-        "xaxis": _axis("predicted latency ms"),
-        "yaxis": _axis("measured latency ms"),
+        "xaxis": axis("predicted latency ms"),
+        "yaxis": axis("measured latency ms"),
     }
     return Figure("scatter", label, [_band(ends), equal, points], layout)
 
@@ -86,7 +86,7 @@ def _band(ends: Any) -> dict[str, Any]:
     """The polygon between 5 % below and 5 % above y = x."""
     x = np.concatenate([ends, ends[::-1]])
     sides = np.repeat([1 + BAND_SHARE, 1 - BAND_SHARE], 2)
-    shape = _trace("± 5 %", x, x * sides, color=BAND, mode="lines")
+    shape = trace("± 5 %", x, x * sides, color=BAND, mode="lines")
     return shape | {"fill": "toself", "fillcolor": BAND, "line": {"width": 0}, "hoverinfo": "skip"}
 
 
@@ -109,7 +109,7 @@ def widths(prune: Document) -> Figure:
         "height": min(90 + 28 * len(groups), 2400),
         "barmode": "group",
         "bargap": 0.25,
-        "xaxis": _axis("channels"),
+        "xaxis": axis("channels"),
         "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
     }
     return Figure("widths", "Channels of each group, dense and kept", traces, layout)
@@ -118,7 +118,7 @@ def widths(prune: Document) -> Figure:
 def training(name: str, history: Sequence[Document]) -> Figure:
     """Validation accuracy, and the loss on a second axis."""
     epochs = [epoch["epoch"] for epoch in history]
-    losses = _trace("loss", epochs, [epoch["loss"] for epoch in history], color=GREY)
+    losses = trace("loss", epochs, [epoch["loss"] for epoch in history], color=GREY)
     traces = [_val_top1(history), losses | {"yaxis": "y2"}]
     layout = _two_axes(f"epoch ({name})", "training loss")
     return Figure(f"training-{name}", f"Training curves: {name}", traces, layout)
@@ -136,7 +136,7 @@ def gates(prune: Document) -> Figure:
     costs = [epoch.get("predicted") for epoch in history]
     traces = [
         _val_top1(history),
-        _trace(name, epochs, costs, color=GREEN) | {"yaxis": "y2"},
+        trace(name, epochs, costs, color=GREEN) | {"yaxis": "y2"},
         *(
             _level(level, epochs, value, dash=dash)
             for level, (value, dash) in levels.items()
@@ -149,22 +149,22 @@ def gates(prune: Document) -> Figure:
 
 
 def _level(name: str, epochs: Sequence[int], value: float, *, dash: str) -> dict[str, Any]:
-    line = _trace(name, epochs, [value] * len(epochs), color=ORANGE, mode="lines")
+    line = trace(name, epochs, [value] * len(epochs), color=ORANGE, mode="lines")
     return line | {"yaxis": "y2", "line": {"color": ORANGE, "dash": dash}}
 
 
 def _val_top1(history: Sequence[Document]) -> dict[str, Any]:
     epochs = [epoch["epoch"] for epoch in history]
     shares = [100 * epoch["val_top1"] for epoch in history]
-    return _trace("validation top-1", epochs, shares, color=BLUE)
+    return trace("validation top-1", epochs, shares, color=BLUE)
 
 
 def _two_axes(x_title: str, y2_title: str) -> dict[str, Any]:
     # tickmode: plotly would otherwise put odd values where the first axis has its ticks
-    second = {**_axis(y2_title), "overlaying": "y", "side": "right", "showgrid": False}
+    second = {**axis(y2_title), "overlaying": "y", "side": "right", "showgrid": False}
     return {
-        "xaxis": _axis(x_title),
-        "yaxis": _axis("validation top-1 %"),
+        "xaxis": axis(x_title),
+        "yaxis": axis("validation top-1 %"),
         "yaxis2": {**second, "rangemode": "tozero", "tickmode": "auto"},
     }
 
@@ -185,8 +185,8 @@ def latency(samples: Document, budget_ms: float | None) -> Figure:
     layout: dict[str, Any] = {
         "barmode": "overlay",
         "bargap": 0,
-        "xaxis": _axis("latency ms"),
-        "yaxis": _axis("share of calls %"),
+        "xaxis": axis("latency ms"),
+        "yaxis": axis("share of calls %"),
     }
     if budget_ms is not None:
         layout |= _budget_line(budget_ms)
@@ -214,11 +214,13 @@ def _in_ms(found: Sequence[Document], key: str, anchor_ms: float) -> Any:
     return np.array([item[key] for item in found], np.float64) * anchor_ms
 
 
-def _axis(title: str) -> dict[str, Any]:
+def axis(title: str) -> dict[str, Any]:
+    """An axis with its title, as every figure has it."""
     return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False}
 
 
-def _trace(name: str, x: Any, y: Any, *, color: str, mode: str = "lines+markers") -> dict[str, Any]:
+def trace(name: str, x: Any, y: Any, *, color: str, mode: str = "lines+markers") -> dict[str, Any]:
+    """One line or cloud of points."""
     one = {"type": "scatter", "mode": mode, "name": name, "x": _plain(x), "y": _plain(y)}
     return {**one, "line": {"color": color}, "marker": {"color": color, "size": 5}}
 

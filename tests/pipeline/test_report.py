@@ -145,6 +145,43 @@ def calibration() -> dict[str, Any]:
             for p, m in zip(predicted.tolist(), measured.tolist(), strict=True)
         ],
         "doubts": ["4 of 200 measurements have doubts about the steal time"],
+        "stopped": "--samples 200 are measured",
+        "curve": [
+            {"samples": 32, "active": 0.04, "random": 0.04},
+            {"samples": 150, "active": 0.015, "random": 0.02},
+        ],
+        "cliffs": [
+            cliff(GROUPS[-1], 64, 16),
+            cliff(GROUPS[-2], 64, 1),
+            cliff(GROUPS[-3], 64, None),
+        ],
+        "feasibility": {
+            "speedup": 3.3333,
+            "parts": {"compute": 0.7, "traffic": 0.1, "fixed": 0.2},
+            "groups": [
+                {"group": name, "channels": full, "removable": 0.01 * place}
+                for place, (name, full) in enumerate(zip(GROUPS, FULL, strict=True))
+            ],
+            "verdict": "at most 3.33 times faster",
+        },
+        "phases": {
+            "wall_s": 100.0,
+            "seconds": {"build": 20.0, "time": 75.0, "other": 5.0},
+            "share": {"build": 0.2, "time": 0.75, "other": 0.05},
+        },
+    }
+
+
+def cliff(group: str, channels: int, step: int | None) -> dict[str, Any]:
+    return {
+        "group": group,
+        "channels": channels,
+        "step": step,
+        "evidence": 12.34,
+        "drop": 0.031,
+        "widths": [channels, channels - 8, channels - 16],
+        "ratios": [1.0, 0.999, 0.969],
+        "errors": [0.005, 0.006, 0.005],
     }
 
 
@@ -355,6 +392,28 @@ def test_other_tables(html: str) -> None:
         assert doubt in page.text
 
 
+def test_what_pruning_can_reach(html: str) -> None:
+    page = Page(html)
+    assert page.tables["reach"][0] == ["verdict", "at most 3.33 times faster"]
+    assert ["speed-up that is reachable", "3.333x"] in page.tables["reach"]
+    assert ["share that no width changes %", "20.00"] in page.tables["reach"]
+    assert [row[2] for row in page.tables["cliffs"][1:]] == [
+        "16 channels",
+        "no step of 8 or more",
+        "not clear",
+    ]
+    assert ["time", "75.0", "75.00"] in page.tables["phases"]
+    assert "it stopped because --samples 200 are measured" in page.text
+    assert page.text.index(GROUPS[-1]) < page.text.index("Where calibration's")
+
+
+def test_a_run_calibrated_before_reach_was_known_has_no_such_section(tmp_path: Path) -> None:
+    documents = example()
+    del documents["calibrate/calibration.json"]["feasibility"]
+    page = Page(render_report(write_run(tmp_path, documents)))
+    assert not {"reach", "cliffs", "phases"} & set(page.tables)
+
+
 @pytest.mark.parametrize(
     ("verdict", "badge"),
     [("met", "met"), ("missed", "missed"), ("inconclusive", "inconclusive"), ('"><b>', "none")],
@@ -405,8 +464,18 @@ def test_every_figure_has_its_place_and_its_words(html: str) -> None:
         if tag == "div" and found.get("class") == "plot"
     }
     expected = {"latency", "widths", "scatter", "training-dense", "training-gates"}
-    assert set(places) == set(figures(html)) == expected | {"training-finetune"}
+    expected |= {"training-finetune", "cliffs", "curve"}
+    assert set(places) == set(figures(html)) == expected
     assert all(places.values())
+
+
+def test_the_curve_and_the_cliffs_show_percent(html: str) -> None:
+    active, random = figures(html)["curve"]["traces"]
+    assert (active["name"], random["name"]) == ("active", "random")
+    assert (active["x"], active["y"], random["y"]) == ([32, 150], [4.0, 1.5], [4.0, 2.0])
+    first = figures(html)["cliffs"]["traces"][0]
+    assert (first["x"], first["y"]) == ([0, 8, 16], [100.0, 99.9, 96.9])
+    assert first["error_y"]["array"] == [0.5, 0.6, 0.5]
 
 
 def test_the_scatter_shows_held_out_networks_in_ms(html: str) -> None:
@@ -497,6 +566,7 @@ def hostile() -> dict[str, Any]:
     documents = example()
     documents["prepare/data_card.json"] |= {"classes": [HOSTILE], "name": HOSTILE}
     documents["prune/prune.json"]["widths"][0]["group"] = HOSTILE
+    documents["calibrate/calibration.json"]["cliffs"][0]["group"] = HOSTILE
     documents["trace/feasibility.json"]["groups"][-1] |= {"name": HOSTILE, "frozen": HOSTILE}
     documents["verify/certificate.json"] |= {"model": HOSTILE, "doubts": [HOSTILE]}
     documents["verify/certificate.json"]["fingerprint"] = {"device": HOSTILE}
@@ -509,9 +579,10 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert "img" not in {tag for tag, _ in page.tags}
     assert len([tag for tag, _ in page.tags if tag == "script"]) == 3
     assert not [found for _, found in page.tags if "onerror" in found]
-    assert page.text.count(HOSTILE) == 7
+    assert page.text.count(HOSTILE) == 8
     # plotly itself reads tags in labels, so what it gets is escaped as well
     assert figures(attacked)["widths"]["traces"][0]["y"][0].startswith("&lt;/script&gt;")
+    assert figures(attacked)["cliffs"]["traces"][0]["name"].startswith("&lt;/script&gt;")
 
 
 # partial and damaged runs -----------------------------------------------------------------
@@ -523,7 +594,16 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
         (("prepare",), ["Where accuracy went", "Training", "Data"]),
         (("trace",), ["Widths"]),
         (("prepare", "trace"), ["Where accuracy went", "Widths", "Training", "Data"]),
-        (("calibrate",), ["Doubts", "Predicted and measured latency", "Engine", "Fingerprint"]),
+        (
+            ("calibrate",),
+            [
+                "Doubts",
+                "Predicted and measured latency",
+                "Reach on the target",
+                "Engine",
+                "Fingerprint",
+            ],
+        ),
         (("prune",), ["Widths", "Predicted and measured latency", "Training"]),
         (("finetune",), ["Where accuracy went", "Training"]),
         (("build",), ["Engine"]),
