@@ -89,7 +89,9 @@ def _judged(group: ChannelGroup, points: Sequence[tuple[int, LatencyRecord]]) ->
     laws = [_law(widths, ratios, errors / Z95, step) for step in STEPS]
     order = sorted(range(len(STEPS)), key=lambda i: laws[i][0])
     best, second = order[0], order[1]
-    evidence = laws[second][0] - laws[best][0]
+    # where even the best law misses by more than the intervals allow, those are too narrow
+    excess = max(1.0, laws[best][0] / (len(points) - 2))
+    evidence = (laws[second][0] - laws[best][0]) / excess
     slope = laws[best][1]
     clear = evidence >= CLEAR and slope > 0
     return Cliff(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class Selector:
     skeleton: Skeleton
     price: Price
     multiple: int
+    # channels from step to step of the latency, for groups where calibration measured them
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     def choose(self, scores: Scores, start: Sequence[int], aim: float) -> Plan:
         """The plan nearest to `start` (kept channels per group) that is priced to fit.
@@ -53,7 +55,15 @@ class Selector:
             kept[best[0]] = best[1]
         while best := self._best(kept, worth, +1, aim):
             kept[best[0]] = best[1]
-        return self.plan(scores, kept)
+        return self.plan(scores, self._fast_side(kept))
+
+    def _fast_side(self, kept: Sequence[int]) -> list[int]:
+        """Each group filled up to its measured step: those channels cost no time."""
+        return [
+            min(group.channels, -(-width // step) * step)
+            for group, width in zip(self.skeleton.groups.prunable, kept, strict=True)
+            for step in [self.steps.get(group.name, 1)]
+        ]
 
     def plan(self, scores: Scores, kept: Sequence[int]) -> Plan:
         """Keep the `kept[g]` best-scored channels of each group."""

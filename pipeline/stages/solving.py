@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from torch.nn.functional import cross_entropy
 
 from calibration.candidates import Slicer
+from calibration.cliffs import snapping, step_maps
 from calibration.database import LatencyDatabase, LatencyRecord
 from calibration.lpnet import LPNet
 from calibration.measure import Bench, measure_all
@@ -71,8 +72,15 @@ class Solving:
 
     def propose(self, cost: Cost, aim: float) -> Plan:
         """The method's plan for `aim`, as the cost, on the CPU, has it."""
-        selector = Selector(self.skeleton, priced(cost), self.target.channel_multiple)
+        multiple = self.target.channel_multiple
+        selector = Selector(self.skeleton, priced(cost), multiple, self._steps())
         return self.pruner.propose(selector, aim)
+
+    def _steps(self) -> Mapping[str, int]:
+        """Measured width steps, by group; none where the budget counts every channel."""
+        if self.options.objective != "latency":
+            return {}
+        return snapping(step_maps(self.skeleton.groups, self.records()))
 
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them; a resumed run reads the result back instead."""

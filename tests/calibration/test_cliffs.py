@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -80,3 +81,13 @@ def test_mixed_networks_say_nothing_of_one_group(skeleton: Skeleton) -> None:
         if sum(kept != full for kept, full in zip(w.kept, groups.full().kept, strict=True)) != 1
     ]
     assert step_maps(groups, records_of(groups, mixed, stepped(8))) == ()
+
+
+def test_intervals_that_are_too_narrow_make_no_evidence(skeleton: Skeleton) -> None:
+    groups = skeleton.groups
+    wanted = (groups.full(), *probes(skeleton, 100))
+    noisy = records_of(groups, wanted, stepped(8), noise=0.2)
+    sure = [
+        replace(record, ratio_ci95=(0.999 * record.ratio, 1.001 * record.ratio)) for record in noisy
+    ]
+    assert [cliff.step for cliff in step_maps(groups, sure)] == [None] * 3

@@ -72,6 +72,23 @@ def test_with_room_for_everything_nothing_is_pruned(skeleton: Skeleton) -> None:
     assert selector.choose(scores_of(skeleton), (8, 8, 8, 8), 11.0).widths().kept == WIDTHS
 
 
+def test_groups_with_a_measured_step_are_filled_up_to_it(skeleton: Skeleton) -> None:
+    names, start = skeleton.groups.names, (8, 24, 40, 40)
+    price = smooth(skeleton)  # an LPNet that does not know of the steps
+    aim = float(price(np.array([start], float))[0])
+    plain = Selector(skeleton, price, MULTIPLE).choose(scores_of(skeleton), start, aim)
+    steps = {names[1]: 16, names[3]: 32}
+    filled = Selector(skeleton, price, MULTIPLE, steps).choose(scores_of(skeleton), start, aim)
+    before, after = plain.widths().kept, filled.widths().kept
+    assert any(before[index] % step for index, step in ((1, 16), (3, 32)))
+    assert after == (
+        before[0],
+        min(WIDTHS[1], -(-before[1] // 16) * 16),
+        before[2],
+        min(WIDTHS[3], -(-before[3] // 32) * 32),
+    )
+
+
 def test_steps_that_cost_nothing_are_taken(skeleton: Skeleton) -> None:
     selector = Selector(skeleton, stepped(skeleton), MULTIPLE)
     start = (20, 20, 20, 20)  # every group is inside its second block
