@@ -111,8 +111,9 @@ def _tell(context: Context, document: dict[str, Any]) -> None:
                 f"{cliff['drop']:.1%} of the dense latency each"
             )
     say(f"calibrate: {document['feasibility']['verdict']}")
-    share = document["phases"]["share"]
-    say(f"calibrate: {share[TIMING]:.0%} of the time went into timed inference")
+    if context.options(CalibrateOptions).fleet is None:  # else others spent it
+        share = document["phases"]["share"][TIMING]
+        say(f"calibrate: {share:.0%} of the time went into timed inference")
 
 
 def _summary(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,3 +103,56 @@ def test_what_is_measured_is_not_measured_again(skeleton: Skeleton, tmp_path: Pa
         for _ in range(2):
             measure_all(ready, database, wanted)
     assert target.builds == 4
+
+
+class PlacedTarget(CountingTarget):
+    """Remembers where its engines were built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folders: list[Path] = []
+
+    def build(
+        self,
+        onnx: bytes | Path,
+        out: Path,
+        batches: Iterable[Images] = (),
+        *,
+        keep_fp32: Collection[str] = (),
+    ) -> BuildRecord:
+        self.folders.append(out.parent)
+        return super().build(onnx, out, batches, keep_fp32=keep_fp32)
+
+
+@pytest.mark.parametrize(("room", "in_memory"), [(10**9, True), (10, False)])
+def test_engines_stay_in_memory_where_there_is_room(
+    skeleton: Skeleton,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int,
+    in_memory: bool,
+) -> None:
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr("calibration.measure.MEMORY", memory)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=room))
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    target = PlacedTarget()
+    with bench(skeleton, target, tmp_path) as ready:
+        ready.compare(skeleton.groups.full())
+    (folder,) = target.folders
+    assert folder.parent == (memory if in_memory else disk)
+    assert not list(memory.iterdir())
+    assert not list(disk.iterdir())
+
+
+def test_a_machine_without_such_a_folder_uses_the_disk(
+    skeleton: Skeleton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.measure.MEMORY", tmp_path / "absent")
+    target = PlacedTarget()
+    with bench(skeleton, target, tmp_path) as ready:
+        ready.compare(skeleton.groups.full())
+    assert target.folders[0].is_relative_to(tempfile.gettempdir())
+    assert {"slice", "build", "load", "time"} <= set(ready.phases.to_json()["seconds"])
