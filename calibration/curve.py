@@ -6,7 +6,7 @@ same others; so the curve costs fits, but not one measurement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -35,36 +35,61 @@ class CurvePoint:
 def error_curve(
     records: Sequence[LatencyRecord], fit: Fit, *, seed: int, limit_s: float = LIMIT_S
 ) -> tuple[CurvePoint, ...]:
-    """Both errors at a few sample sizes; fewer when the time is up, none for few records."""
+    """Both errors at a few sample sizes, each the mean over up to four splits into pool and test.
+
+    Fewer splits, and at last fewer sizes, when the time is up; none for few records.
+    """
     if len(records) < FEWEST:
         return ()
-    began, rng = perf_counter(), np.random.default_rng(seed)
-    pool, test = _split(records)
-    order = [i for i in rng.permutation(len(pool)) if i not in set(corners(pool))]
-    first = [*corners(pool), *order]
-    active, chance = first[:FIRST], first
-    found = []
-    for size in np.unique(np.geomspace(FIRST, len(pool), POINTS).round().astype(int)):
-        active += _most_telling(pool, active, fit, int(size) - len(active), seed)
-        random_error = _error([pool[i] for i in chance[:size]], test, fit)
-        active_error = (
-            random_error
-            if size in (FIRST, len(pool))
-            else _error([pool[i] for i in active], test, fit)
-        )
-        found.append(CurvePoint(int(size), active_error, random_error))
-        if perf_counter() - began > limit_s:
+    deadline = perf_counter() + limit_s
+    runs: list[tuple[CurvePoint, ...]] = []
+    for split in range(TEST_EVERY):
+        run = tuple(_one_split(*_split(records, split), fit, seed + split, deadline))
+        if runs and len(run) < len(runs[0]):
             break
-    return tuple(found)
+        runs.append(run)
+        if perf_counter() > deadline:
+            break
+    return tuple(
+        CurvePoint(
+            points[0].samples,
+            float(np.mean([point.active for point in points])),
+            float(np.mean([point.random for point in points])),
+        )
+        for points in zip(*runs, strict=True)
+    )
+
+
+def _one_split(
+    pool: Sequence[LatencyRecord],
+    test: Sequence[LatencyRecord],
+    fit: Fit,
+    seed: int,
+    deadline: float,
+) -> Iterator[CurvePoint]:
+    """The points of one split, until the deadline; at least the first."""
+    ends = set(corners(pool))
+    order = [i for i in np.random.default_rng(seed).permutation(len(pool)) if i not in ends]
+    chance = [*sorted(ends), *order]
+    active = chance[:FIRST]
+    for size in np.unique(np.geomspace(FIRST, len(pool), POINTS).round().astype(int)).tolist():
+        active += _most_telling(pool, active, fit, size - len(active), seed)
+        by_chance = _error([pool[i] for i in chance[:size]], test, fit)
+        same = size in (FIRST, len(pool))  # then both have chosen the same
+        yield CurvePoint(
+            size, by_chance if same else _error([pool[i] for i in active], test, fit), by_chance
+        )
+        if perf_counter() > deadline:
+            return
 
 
 def _split(
-    records: Sequence[LatencyRecord],
+    records: Sequence[LatencyRecord], offset: int
 ) -> tuple[list[LatencyRecord], list[LatencyRecord]]:
     """Pool and test; what holds a group's lowest or highest width stays in the pool."""
     ends = set(corners(records))
     order = [i for i in np.argsort([record.ratio for record in records]) if i not in ends]
-    test = set(order[TEST_EVERY // 2 :: TEST_EVERY])
+    test = set(order[offset::TEST_EVERY][: len(order) // TEST_EVERY])
     return (
         [record for i, record in enumerate(records) if i not in test],
         [records[i] for i in sorted(test)],

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from calibration.active import Array
+from calibration.active import Array, Predict
 from calibration.curve import FEWEST, FIRST, error_curve
+from calibration.database import LatencyRecord
 from calibration.sampling import first_widths
 from calibration.widths import ChannelGroups
 
@@ -43,3 +46,18 @@ def test_few_records_make_no_curve(groups: ChannelGroups) -> None:
 def test_the_curve_ends_when_its_time_is_up(groups: ChannelGroups) -> None:
     records = records_of(groups, first_widths(groups, 8, 100, seed=0), law)
     assert len(error_curve(records, bilinear_fit, seed=0, limit_s=0.0)) == 1
+
+
+def test_every_split_tests_other_networks(groups: ChannelGroups) -> None:
+    records = records_of(groups, first_widths(groups, 8, 100, seed=0), law, noise=0.002)
+    pools: set[frozenset[int]] = set()
+
+    def watching(seen: Sequence[LatencyRecord]) -> Predict:
+        if len(seen) > 70:
+            pools.add(frozenset(records.index(record) for record in seen))
+        return bilinear_fit(seen)
+
+    error_curve(records, watching, seed=0)
+    tested = [set(range(100)) - pool for pool in pools if len(pool) == 76]
+    assert len(tested) == 4
+    assert len(set.union(*tested)) == sum(map(len, tested)) == 96

@@ -241,4 +241,4 @@ def test_plan_with_a_wrong_type(project: Path) -> None:
     write_plan(project / "plan.toml", {**SETTINGS, "calibrate": {"samples": "many"}})
     message, fix = prepare(project)
     assert message == ("plan.toml: [calibrate] samples = 'many' will not do: it is a whole number")
-    assert fix == "samples: width vectors to measure"
+    assert fix == "samples: most width vectors to measure"
