@@ -28,7 +28,7 @@ from calibration.heldout import FOLDS, HeldOutError, outer_folds
 from calibration.plain import Plain
 from calibration.skeleton import Skeleton
 from calibration.structured import Structured
-from calibration.terms import Terms
+from calibration.terms import Lifts, Terms
 from calibration.widths import WidthVector, dump, whole
 from targets.fingerprint import Fingerprint
 
@@ -67,7 +67,7 @@ class LPNet(nn.Module):
     def block(self) -> int:
         return self.net.terms.block
 
-    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, kept: Tensor, lifts: Lifts | None = None) -> Tensor:
         """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor.
 
         `lifts` fixes the rounding to blocks, for gradient checks.

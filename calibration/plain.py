@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from calibration.terms import Terms
+from calibration.terms import Lifts, Terms
 
 HIDDEN = (256, 64)
 LR, WEIGHT_DECAY = 3e-3, 0.5
@@ -30,11 +30,11 @@ class Plain(nn.Module):
         self.register_buffer("input_mean", torch.zeros(inputs))
         self.register_buffer("input_std", torch.ones(inputs))
 
-    def inputs(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def inputs(self, kept: Tensor, lifts: Lifts | None = None) -> Tensor:
         """(N, G) kept channels -> (N, inputs)."""
         terms = self.terms
         outputs, inputs = terms.sizes(kept)
-        up_out, up_in = terms.lifts(kept) if lifts is None else lifts
+        up_out, up_in, _ = terms.lifts(kept) if lifts is None else lifts
         dense, unit = terms.dense_macs(), terms.get_buffer("unit_macs")
         exact = unit * outputs * inputs
         blocked = unit * (outputs + up_out) * (inputs + up_in)
@@ -42,7 +42,7 @@ class Plain(nn.Module):
         shares = kept / terms.get_buffer("channels")
         return torch.cat([shares, exact / dense, blocked / dense, *totals], dim=1)
 
-    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, kept: Tensor, lifts: Lifts | None = None) -> Tensor:
         """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""
         mean, spread = self.get_buffer("input_mean"), self.get_buffer("input_std")
         found: Tensor = self.body((self.inputs(kept, lifts) - mean) / spread).squeeze(1)

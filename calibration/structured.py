@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calibration.correction import Correction, choose_correction
 from calibration.law import Array, Law, Measured, choose_freedom, solve
-from calibration.terms import Terms
+from calibration.terms import Lifts, Terms
 
 STRENGTHS = (1.0, 0.5, 0.25, 0.0)  # of the correction
 
@@ -29,7 +29,7 @@ class Structured(nn.Module):
         self.register_buffer("heights", torch.zeros(centres))
         self.register_buffer("length", torch.ones(()))
 
-    def forward(self, kept: Tensor, lifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, kept: Tensor, lifts: Lifts | None = None) -> Tensor:
         """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""
         found: Tensor = torch.log(self.terms(kept, lifts) @ self.get_buffer("weights"))
         centres = self.get_buffer("centres")

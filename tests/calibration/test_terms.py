@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import torch
+
+from calibration.cost import NetworkCost
+from calibration.terms import Terms
+
+from .chain import chain
+
+BLOCK = 16
+
+
+def by_kind(terms: Terms, kept: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Kind -> its columns for one width vector."""
+    row = terms(torch.tensor([kept], dtype=torch.float32))[0]
+    names, counts = zip(*terms.kinds, strict=True)
+    return dict(zip(names, row.split(counts), strict=True))
+
+
+def test_terms_of_a_width_by_hand() -> None:
+    """conv0: 3 -> 64, conv1: 64 -> 96, head: 96 -> 5; kept 40 and 96."""
+    terms = Terms(NetworkCost.of(chain((64, 96))), BLOCK)
+    found = by_kind(terms, (40, 96))
+    assert found["constant"].tolist() == [1]
+    assert found["MACs"].tolist() == [40 / 64, 40 / 64, 1]
+    assert found["widths"].tolist() == [40 / 64, 1]
+    assert found["block MACs"].tolist() == [48 / 64, 48 / 64, 1]
+    assert found["wide MACs"].tolist() == [1, (128 * 48) / (96 * 64), 64 / 16]
+    assert found["output tails"].tolist() == [40 / 64, 0, 1]  # five classes never fill a block
+    assert found["input tails"].tolist() == [0, 40 / 64, 0]
+    assert found["width tails"].tolist() == [40 / 64, 0]
+
+
+def test_without_blocks_there_are_no_steps() -> None:
+    terms = Terms(NetworkCost.of(chain((64, 96))), 1)
+    assert set(by_kind(terms, (41, 95))) == {"constant", "MACs", "widths"}
+
+
+def test_shares_of_a_kind_add_up_to_one() -> None:
+    terms = Terms(NetworkCost.of(chain((64, 96))), BLOCK)
+    shares = terms.shares().split([count for _, count in terms.kinds])
+    assert all(abs(float(part.sum()) - 1) < 1e-6 for part in shares)
