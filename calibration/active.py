@@ -24,7 +24,7 @@ Predict = Callable[[Array], Array]  # (N, G) kept channels -> (N,) milliseconds
 Fit = Callable[[Sequence[LatencyRecord]], Predict]
 
 START = 60  # networks of the fixed sequence before the first round
-GROWTH, FEWEST_NEW = 3, 16  # a round adds a third of what is there, at least 16
+GROWTH = 2  # a round adds half of what is there: a fit of a large network takes seconds
 MEMBERS = 4  # of the ensemble; each is fitted without another quarter of the records
 POOL = 2000  # networks that a round chooses from
 BLIND = 4  # every fourth network of a round is the sequence's next: an ensemble can agree wrongly
@@ -51,7 +51,7 @@ class SamplingPlan:
     def round_at(self, records: int) -> tuple[int, int]:
         """At how many records the round began that has come to `records`, and where it ends."""
         begin = len(self.start)
-        while (end := begin + max(FEWEST_NEW, begin // GROWTH)) <= records:
+        while (end := begin + max(1, begin // GROWTH)) <= records:
             begin = end
         return min(begin, records), min(end, self.most)
 

@@ -50,14 +50,13 @@ def test_the_start_set_is_the_sequence_then_the_probes(groups: ChannelGroups) ->
 
 def test_rounds_begin_and_end_at_fixed_numbers(groups: ChannelGroups) -> None:
     ours = plan(groups, most=120)
-    assert [ours.round_at(n) for n in (10, 60, 79, 80, 105, 106, 120)] == [
-        (10, 80),
-        (60, 80),
-        (60, 80),
-        (80, 106),
-        (80, 106),
-        (106, 120),
-        (106, 120),
+    assert [ours.round_at(n) for n in (10, 60, 89, 90, 119, 120)] == [
+        (10, 90),
+        (60, 90),
+        (60, 90),
+        (90, 120),
+        (90, 120),
+        (90, 120),
     ]
 
 
@@ -75,12 +74,12 @@ def test_proposals_are_new_distinct_and_legal(groups: ChannelGroups) -> None:
 def test_a_killed_round_proposes_the_same_again(groups: ChannelGroups) -> None:
     ours = plan(groups)
     records = records_of(groups, ours.start, law)
-    found = ours.propose(records, bilinear_fit, 20, aim=0.6)
+    found = ours.propose(records, bilinear_fit, 30, aim=0.6)
     measured = records_of(groups, (*ours.start, *found[:7]), law)  # then it was killed
     begin, end = ours.round_at(len(measured))
-    assert (begin, end) == (60, 80)
+    assert (begin, end) == (60, 90)
     assert ours.propose(measured[:begin], bilinear_fit, end - begin, aim=0.6) == found
-    assert plan(groups, seed=1).propose(records, bilinear_fit, 20, aim=0.6) != found
+    assert plan(groups, seed=1).propose(records, bilinear_fit, 30, aim=0.6) != found
 
 
 def test_a_quarter_of_a_round_continues_the_sequence(groups: ChannelGroups) -> None:

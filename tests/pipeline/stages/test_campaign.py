@@ -80,10 +80,10 @@ def measured(made: Campaign) -> list[WidthVector]:
 
 
 def test_measures_the_start_set_and_rounds_up_to_samples(tmp_path: Path) -> None:
-    with campaign(tmp_path, samples=90) as (made, told):
-        assert finish(made) == "--samples 90 are measured"
-        assert [item["samples"] for item in made.rounds] == [60, 80, 90]
-        assert len(set(measured(made))) == 90
+    with campaign(tmp_path, samples=100) as (made, told):
+        assert finish(made) == "--samples 100 are measured"
+        assert [item["samples"] for item in made.rounds] == [60, 90, 100]
+        assert len(set(measured(made))) == 100
         assert made.lpnet is not None
         kept = np.array([w.kept for w in measured(made)], float)
         error = np.abs(
@@ -92,7 +92,7 @@ def test_measures_the_start_set_and_rounds_up_to_samples(tmp_path: Path) -> None
             - 1
         )
         assert error.mean() < 0.05
-    assert [line for line in told.lines if "stopped after 90 networks" in line]
+    assert [line for line in told.lines if "stopped after 100 networks" in line]
     assert [line for line in told.lines if line.startswith("calibrate: 60 networks, held-out")]
 
 
