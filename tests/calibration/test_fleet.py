@@ -96,20 +96,20 @@ def test_time_falls_with_devices_and_nothing_is_measured_twice(
     with Fleet(cluster.address, setup) as fleet:
         measure_on_fleet(fleet, database, WANTED[:1])
         alone = timed(fleet, database, WANTED[1:6])
-        add_devices(cluster, 3)
-        measure_on_fleet(fleet, database, WANTED[6:14])
-        together = timed(fleet, database, WANTED[14:30])
+        add_devices(cluster, 2)
+        measure_on_fleet(fleet, database, WANTED[6:12])
+        together = timed(fleet, database, WANTED[12:24])
         told: list[tuple[int, int]] = []
         measure_on_fleet(
-            fleet, database, WANTED[:32], on_done=lambda done, total: told.append((done, total))
+            fleet, database, WANTED[:26], on_done=lambda done, total: told.append((done, total))
         )
         records = fleet.workers.values()
-        assert sum(record.jobs for record in records) == 32
-        assert len(records) == 4
+        assert sum(record.jobs for record in records) == 26
+        assert len(records) == 3
         assert not any(record.drifted for record in records)
     assert together < 0.6 * alone
-    assert told == [(30, 32), (31, 32), (32, 32)]
-    check_rows(database, WANTED[:32])
+    assert told == [(24, 26), (25, 26), (26, 26)]
+    check_rows(database, WANTED[:26])
 
 
 def test_a_killed_worker_and_a_lost_node_lose_and_double_nothing(
