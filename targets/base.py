@@ -138,7 +138,8 @@ class Target(ABC):
         if unknown := sorted(options.chosen() - self.takes):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
             raise TargetUnavailableError(
-                f"target {self.name} has no option {flags}", fix="set it back to its default, or choose another target"
+                f"target {self.name} has no option {flags}",
+                fix="set it back to its default, or choose another target",
             )
 
     @abstractmethod
