@@ -25,6 +25,8 @@ from targets.files import REBUILD, replacing
 from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.machine import cpu_isa
 from targets.ort.session import (
+    ERRORS_ONLY,
+    STAMP_TARGET,
     TRITON_OPTIMISES_NOTHING,
     OrtEngine,
     open_session,
@@ -38,7 +40,6 @@ from targets.signature import Signature, check_signature
 
 PROVIDER = "CPUExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cpu]'"
-ERRORS_ONLY = 3  # hides the warning that a saved graph fits this kind of machine only
 
 ORDER_IMAGES = 16  # on which nodes are put in order of harm: each node costs a run over them
 # operators that ONNX Runtime computes in integers
@@ -51,7 +52,7 @@ INTEGER_KERNELS = (
 )
 
 # stamped into the engine: a graph for another CPU family would compute nonsense
-STAMP_TARGET, STAMP_BLOCK = "wgates.target", "wgates.channel_block"
+STAMP_BLOCK = "wgates.channel_block"
 
 
 class OrtCpu(Target):

@@ -21,17 +21,24 @@ from targets.gpu.cuda import DRIVER, bindings_reasons, device, driver_reasons
 from targets.gpu.fingerprint import gpu_fingerprint
 from targets.gpu.nvml import GpuMonitor, nvml_reasons
 from targets.ort.cuda_engine import OrtCudaEngine
-from targets.ort.session import TRITON_OPTIMISES_ALL, ports, refusals, stamp, translated
+from targets.ort.session import (
+    ERRORS_ONLY,
+    STAMP_TARGET,
+    TRITON_OPTIMISES_ALL,
+    ports,
+    refusals,
+    stamp,
+    translated,
+)
 from targets.signature import Signature, check_signature
 from targets.trt.graph import Request, read_onnx, typed_model
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cuda]'"
-ERRORS_ONLY = 3
 _FAILED = re.compile(r"Failed to load (\S+?):")
 
 # stamped into the engine: another version may optimise the graph otherwise
-STAMP_TARGET, STAMP_RUNTIME = "wgates.target", "wgates.runtime"
+STAMP_RUNTIME = "wgates.runtime"
 
 
 class OrtCuda(Target):

@@ -19,6 +19,8 @@ from targets.signature import Port, Signature
 
 # what `level` means to Triton's backend: -1 basic, 1 extended, 2 none, anything else all
 TRITON_OPTIMISES_ALL, TRITON_OPTIMISES_NOTHING = 0, 2
+STAMP_TARGET = "wgates.target"  # in the metadata of an engine: who built it
+ERRORS_ONLY = 3  # of log severity; hides the warning that a saved graph fits this machine only
 ROTATED_INPUTS = 3  # tensors that successive calls rotate over
 # how ONNX Runtime words a complaint about a node; it may leave the name or the node out
 BLAME = tuple(
