@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.models.resnet_cifar import CifarResNet
 from pipeline.models.user_file import call_user_factory, is_user_file
+from pipeline.models.vgg_cifar import CifarVGG
 
 WGATES_MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": partial(CifarResNet, 3, shortcut="B"),
@@ -20,6 +21,7 @@ WGATES_MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20a": partial(CifarResNet, 3, shortcut="A"),
     "resnet32a": partial(CifarResNet, 5, shortcut="A"),
     "resnet56a": partial(CifarResNet, 9, shortcut="A"),
+    "vgg16_bn": CifarVGG,
 }
 
 # These two make auxiliary heads for training and warn when the initialisation is not chosen.
