@@ -1,4 +1,4 @@
-"""Measures 100 networks that judge a calibration: `python benchmarks/calibration_heldout.py RUN`.
+"""Measures 100 networks that judge a calibration: `python benchmarks/lpnet_heldout.py RUN`.
 
 They come from a sequence of another seed and, every second one, from groups that know nothing of
 each other, as a solver mixes them; equally many from each tenth of the latency range. The range is

@@ -1,6 +1,6 @@
 """LPNet on five networks and two runtimes: calibrated as users do, judged on 100 other networks.
 
-    python benchmarks/calibration.py --work FOLDER [--only NAME...] [--out NAME.json]
+    python benchmarks/lpnet.py --work FOLDER [--only NAME...] [--out NAME.json]
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
 that no LPNet chose, stratified by latency, measured by another process on engines of its own.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import pipeline
 
-HELD_OUT = Path(__file__).with_name("calibration_heldout.py")
+HELD_OUT = Path(__file__).with_name("lpnet_heldout.py")
 TARGETS = ("ort-cpu", "openvino-cpu")
 SAMPLES, ERROR = 400, "1%"  # measurements at most, and the mean error that is enough
 
