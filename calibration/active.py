@@ -24,6 +24,7 @@ Predict = Callable[[Array], Array]  # (N, G) kept channels -> (N,) milliseconds
 Fit = Callable[[Sequence[LatencyRecord]], Predict]
 
 START = 60  # networks of the fixed sequence before the first round
+START_WITH_PRIOR = 24  # where another device's LPNet already knows what weighs how much
 GROWTH = 2  # a round adds half of what is there: a fit of a large network takes seconds
 MEMBERS = 4  # of the ensemble; each is fitted without another quarter of the records
 POOL = 2000  # networks that a round chooses from
@@ -41,11 +42,12 @@ class SamplingPlan:
     most: int
     seed: int
     probes: tuple[WidthVector, ...] = ()  # measured after the start set, whatever LPNets say
+    first: int = START  # networks of the sequence in the start set
 
     @cached_property
     def start(self) -> tuple[WidthVector, ...]:
         """The networks that need no LPNet to be chosen."""
-        first = islice(self._sequence(), min(START, self.most))
+        first = islice(self._sequence(), min(self.first, self.most))
         return tuple(dict.fromkeys([*first, *self.probes]))[: self.most]
 
     def round_at(self, records: int) -> tuple[int, int]:

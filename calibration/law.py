@@ -1,7 +1,8 @@
 """The law of the default LPNet: a non-negative sum of terms, fitted to relative errors.
 
 Each record counts by how well it was measured; wild ones lose weight. Where records are few, the
-weights are drawn to a law of one weight for each kind of term.
+weights are drawn to a law of one weight for each kind of term; the law of the same network on
+another device, if there is one, joins as a kind of its own.
 """
 
 from __future__ import annotations

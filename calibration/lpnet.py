@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -34,6 +34,7 @@ from targets.fingerprint import Fingerprint
 
 SCHEMA = 2
 FEWEST_RECORDS = 20
+FEWEST_WITH_PRIOR = 8
 CI95 = 2 * 1.96  # a 95 % interval in standard errors
 
 Net = Literal["structured", "plain"]
@@ -46,6 +47,9 @@ class FitOptions:
     net: Net = "structured"
     steps: int = 1200  # of gradient descent; the structured net needs none
     seed: int = 0
+    # weights of the same network's law on another device or runtime, which a structured net's
+    # are drawn to where records are few
+    prior: tuple[float, ...] = ()
 
 
 class LPNet(nn.Module):
@@ -123,6 +127,19 @@ class LPNet(nn.Module):
         }
         (folder / "lpnet.json").write_text(dump(document), encoding="utf-8")
 
+    def as_prior(self, block: int) -> tuple[float, ...]:
+        """What an LPNet of the same network may begin from on a device with this `block`.
+
+        PredictorError where the two see a network in different terms.
+        """
+        if not isinstance(self.net, Structured) or (self.block == 1) != (block == 1):
+            raise PredictorError(
+                "this LPNet has no terms that another could begin from",
+                fix="give one fitted by pipeline calibrate on a runtime that works in blocks, too",
+            )
+        weights: list[float] = self.net.get_buffer("weights").tolist()
+        return tuple(weights)
+
     @classmethod
     def open(cls, folder: Path, skeleton: Skeleton) -> Self:
         """Read an LPNet back; PredictorError if it belongs to another network or is damaged."""
@@ -147,6 +164,7 @@ class LPNet(nn.Module):
     @classmethod
     def _from(cls, document: Any, tensors: dict[str, Tensor], skeleton: Skeleton) -> Self:
         options = FitOptions(**document["options"])
+        options = replace(options, prior=tuple(float(weight) for weight in options.prior))
         if options.net not in get_args(Net):
             raise ValueError(f"{options.net!r} is no net")
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
@@ -235,13 +253,13 @@ def fit_once(
 
     `block=1` makes an LPNet without steps, for gates to learn under.
     """
-    if len(records) < FEWEST_RECORDS:
+    options = FitOptions() if options is None else options
+    fewest = FEWEST_WITH_PRIOR if options.prior else FEWEST_RECORDS
+    if len(records) < fewest:
         raise PredictorError(
-            f"{len(records)} measured networks are too few for an LPNet "
-            f"(at least {FEWEST_RECORDS})",
+            f"{len(records)} measured networks are too few for an LPNet (at least {fewest})",
             fix="run: pipeline calibrate --samples 60",
         )
-    options = FitOptions() if options is None else options
     lpnet = _train(_Records.of(records), skeleton, block, options)
     lpnet.get_buffer("anchor_ms").fill_(float(np.median([r.anchor_ms for r in records])))
     lpnet.fingerprint, lpnet.skeleton_sha256 = fingerprint, skeleton.sha256
@@ -263,7 +281,7 @@ def one_thread() -> Iterator[None]:
 def _train(seen: _Records, skeleton: Skeleton, block: int, options: FitOptions) -> LPNet:
     lpnet = LPNet(Terms(NetworkCost.of(skeleton), block), options)
     if isinstance(lpnet.net, Structured):
-        lpnet.net.fit(seen.kept, seen.ratios, seen.errors)
+        lpnet.net.fit(seen.kept, seen.ratios, seen.errors, np.array(options.prior))
     else:
         ratios = torch.tensor(seen.ratios, dtype=torch.float32)
         lpnet.net.fit(seen.kept, ratios, steps=options.steps, seed=options.seed)

@@ -46,10 +46,15 @@ class Structured(nn.Module):
         bells: Tensor = (together @ self.get_buffer("heights")) * of_row
         return bells
 
-    def fit(self, kept: Tensor, ratios: Array, errors: Array) -> None:
-        """Fit to (N, G) widths measured at `ratios` (N,) with log errors (N,)."""
+    def fit(self, kept: Tensor, ratios: Array, errors: Array, prior: Array) -> None:
+        """Fit to (N, G) widths measured at `ratios` (N,) with log errors (N,).
+
+        `prior` are the weights (T,) of another device, or none (0,).
+        """
         measured = self.measured(kept, ratios, errors)
         kinds = self._kinds()
+        if len(prior):  # as if it were one more kind, of which the fit takes what it likes
+            kinds = np.column_stack([kinds, prior])
         freedom = choose_freedom(measured, kinds)
         law = solve(measured, kinds, freedom)
         correction = choose_correction(measured, lambda part: solve(part, kinds, freedom))

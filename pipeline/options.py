@@ -167,6 +167,9 @@ class PruneOptions:
     )
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
     method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
+    prior: Path | None = option(
+        None, "lpnet.json of the same network on another device or runtime, to begin from"
+    )
     gate_epochs: int = option(12, "epochs of gated training", least=0)
     gate_lr: float = option(0.1, "learning rate of the gates", least=0)
     weight_lr: float = option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.active import START, SamplingPlan
+from calibration.active import START, START_WITH_PRIOR, SamplingPlan
 from calibration.candidates import Slicer
 from calibration.cliffs import probes, step_maps
 from calibration.curve import error_curve
@@ -69,13 +69,15 @@ def execute(context: Context) -> None:
 
 def _plan(context: Context, skeleton: Skeleton, target: Target) -> SamplingPlan:
     options = context.options(CalibrateOptions)
-    budgeted = max(0, options.samples - START) // PROBED if options.cliffs else 0
+    first = START if options.prior is None else START_WITH_PRIOR
+    budgeted = max(0, options.samples - first) // PROBED if options.cliffs else 0
     return SamplingPlan(
         skeleton.groups,
         target.channel_multiple,
         options.samples,
         context.run.options("prepare", PrepareOptions).seed,
         probes(skeleton, budgeted),
+        first,
     )
 
 

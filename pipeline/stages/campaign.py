@@ -11,10 +11,11 @@ import torch
 
 from calibration.active import Array, Predict, SamplingPlan, StopRule
 from calibration.database import LatencyDatabase, LatencyRecord
-from calibration.lpnet import FEWEST_RECORDS, LPNet, fit_lpnet, fit_once
+from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_lpnet, fit_once
 from calibration.measure import Bench
 from calibration.widths import WidthVector
 from pipeline.budget import Budget
+from pipeline.errors import MissingInputError
 from pipeline.options import CalibrateOptions, PruneOptions
 from pipeline.run import Context
 from pipeline.stages.measuring import Devices
@@ -32,6 +33,7 @@ class Campaign:
         self.options = context.options(CalibrateOptions)
         self.skeleton, self.fingerprint = bench.slicer.skeleton, bench.target.fingerprint()
         self.rule = StopRule(self.options.lpnet_error, self.options.samples, self.options.time)
+        self.fitting = FitOptions(prior=prior_of(context, bench))
         self.rounds: list[dict[str, Any]] = []  # the error after each, for the report
         self.lpnet: LPNet | None = None
 
@@ -59,8 +61,15 @@ class Campaign:
     def fit(self, records: Sequence[LatencyRecord]) -> Predict:
         """A predictor for sampling, whose own error nobody asks."""
         with self.bench.phases.spent_on("fit"):
-            block = self.bench.target.channel_block
-            return as_function(fit_once(records, self.skeleton, self.fingerprint, block=block))
+            return as_function(
+                fit_once(
+                    records,
+                    self.skeleton,
+                    self.fingerprint,
+                    block=self.bench.target.channel_block,
+                    options=self.fitting,
+                )
+            )
 
     def aim(self) -> float | None:
         """The run's budget as a share of the dense latency; None where it bounds no latency."""
@@ -80,6 +89,7 @@ class Campaign:
                 self.skeleton,
                 self.fingerprint,
                 block=self.bench.target.channel_block,
+                options=self.fitting,
                 on_fold=lambda done, total: reporter.progress("fit LPNet", done, total),
             )
         held = self.lpnet.held_out
@@ -122,6 +132,25 @@ class Campaign:
 
     def _time_is_up(self, measured: int) -> bool:
         return measured >= FEWEST_RECORDS and self.rule.time_is_up(self.bench.phases.wall_s())
+
+
+def prior_of(context: Context, bench: Bench) -> tuple[float, ...]:
+    """The weights of the LPNet that --prior names; PredictorError if it is of another network."""
+    path = context.options(CalibrateOptions).prior
+    if path is None:
+        return ()
+    if path.name != "lpnet.json" or not path.is_file():
+        raise MissingInputError(
+            f"--prior {path} is no stored LPNet", fix="give RUN/calibrate/lpnet.json of another run"
+        )
+    lpnet = LPNet.open(path.parent, bench.slicer.skeleton)
+    assert lpnet.fingerprint is not None
+    origin = lpnet.fingerprint
+    context.reporter.say(
+        f"calibrate: begins from an LPNet of {origin.target}, {origin.threads} thread(s), "
+        f"{origin.device}"
+    )
+    return lpnet.as_prior(bench.target.channel_block)
 
 
 def as_function(lpnet: LPNet) -> Predict:

@@ -158,12 +158,15 @@ def test_gates_get_a_net_without_steps(skeleton: Skeleton) -> None:
 
 def test_ten_thousand_width_vectors_take_milliseconds(fitted: LPNet) -> None:
     kept = torch.tensor(WIDTHS, dtype=torch.float32).repeat(10_000, 1)
+    net = copy.deepcopy(fitted)
+    net.net.centres = torch.rand(400, len(WIDTHS))  # the largest correction there can be
+    net.net.heights = torch.full((400,), 1e-3)
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        fitted.predict_ms(kept)
+        net.predict_ms(kept)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.2  # some 10 ms on one quiet core
+    assert min(times) < 0.05
 
 
 def test_the_held_out_error_is_consistent(fitted: LPNet, skeleton: Skeleton) -> None:

@@ -14,8 +14,10 @@ from calibration.active import START, SamplingPlan
 from calibration.candidates import Slicer
 from calibration.cliffs import probes, step_maps
 from calibration.database import LatencyDatabase
+from calibration.lpnet import LPNet
 from calibration.measure import Bench
 from calibration.widths import WidthVector
+from pipeline.errors import MissingInputError
 from pipeline.run import Context, Run
 from pipeline.stages import STAGES
 from pipeline.stages.campaign import Campaign, as_function
@@ -157,3 +159,28 @@ def test_where_the_time_goes_is_known(tmp_path: Path) -> None:
         seconds = made.bench.phases.to_json()["seconds"]
     assert {"slice", "build", "load", "time", "store", "fit"} <= set(seconds)
     assert all(spent > 0 for spent in seconds.values())
+
+
+def test_another_devices_lpnet_is_begun_from(tmp_path: Path) -> None:
+    with campaign(tmp_path / "one", samples=80) as (made, _):
+        finish(made)
+        assert made.lpnet is not None
+        made.lpnet.save(tmp_path / "one")
+    prior = tmp_path / "one" / "lpnet.json"
+    with campaign(tmp_path / "two", samples=24, prior=prior) as (made, told):
+        finish(made)
+        assert made.lpnet is not None
+        assert made.lpnet.options.prior == tuple(
+            LPNet.open(prior.parent, SKELETON).net.get_buffer("weights").tolist()
+        )
+    assert [line for line in told.lines if line.startswith("calibrate: begins from an LPNet of")]
+
+
+@pytest.mark.parametrize("name", ["lpnet.json", "other.json"])
+def test_a_prior_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    with (
+        pytest.raises(MissingInputError, match="no stored LPNet"),
+        campaign(tmp_path / "run", samples=24, prior=tmp_path / name),
+    ):
+        pass
