@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load, save
 from torch import nn
 
-from pipeline.data.base import ImageData, Split
+from pipeline.data.base import ImageData, Part, Split
 from pipeline.files import write_atomically
 
 EVALUATION_BATCH = 256
@@ -37,7 +37,10 @@ class BestByValidation:
         """Measure, and keep the module's tensors if no earlier epoch was better."""
         found = self.measure()
         if found.top1 >= self._best():
-            tensors = {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items()}
+            tensors = {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in self.module.state_dict().items()
+            }
             write_atomically(self.path, save(tensors, {"val_top1": repr(found.top1)}))
         return found
 
@@ -64,28 +67,37 @@ def top1(
     """Top-1 of the model, in eval mode, over a whole split."""
     was_training = model.training
     model.eval()
-    right = count = 0
+    right = torch.zeros((), dtype=torch.int64, device=fabric.device)
+    part = Part(rank=fabric.global_rank, of=fabric.world_size)
     with torch.no_grad(), fabric.autocast(), around or nullcontext():
-        for images, labels in data.batches(split, EVALUATION_BATCH):
-            predicted = model(images.to(fabric.device)).argmax(1).cpu()
-            right += int((predicted == labels).sum())
-            count += len(labels)
+        for images, labels in data.on(fabric.device).batches_part(split, EVALUATION_BATCH, part):
+            predicted = model(images.to(fabric.device)).argmax(1)
+            right += (predicted == labels.to(fabric.device)).sum()
     model.train(was_training)
-    return Top1(right / count, count)
+    if fabric.world_size > 1:
+        torch.distributed.all_reduce(right)
+    count = data.size(split)
+    return Top1(int(right) / count, count)
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch norms of the model, of any dimension."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def recalibrate_batch_norm(
     model: nn.Module, data: ImageData, fabric: Fabric, *, batch: int, batches: int = 50
 ) -> None:
     """Replace running statistics by plain averages over training batches, weights untouched."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average, so that the order does not matter
     model.train()
     with torch.no_grad(), fabric.autocast():
-        for index, (images, _) in enumerate(data.train_batches(batch, seed=0, epoch=0)):
+        found = data.on(fabric.device).train_batches(batch, seed=0, epoch=0)
+        for index, (images, _) in enumerate(found):
             if index == batches:
                 break
             model(images.to(fabric.device))

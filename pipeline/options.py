@@ -96,7 +96,33 @@ class PrepareOptions:
     )
     dense_lr: float = option(0.1, "peak learning rate of dense training", least=0)
     train_batch: int = option(64, "images per training step, in every training stage", least=2)
+    micro_batch: int | None = option(
+        None, "most images at once on a device, gradients added up (unset: the whole step)", least=2
+    )
     weight_decay: float = option(5e-4, "weight decay, in every training stage", least=0)
+    warmup: Share = option(
+        Share(0.1), "share of the steps in which the learning rate rises", least=0, below=1
+    )
+    label_smoothing: float = option(0.0, "share of a label spread over all", least=0, below=1)
+    mixup: float = option(0.0, "alpha of mixup; 0: none", least=0)
+    cutmix: float = option(0.0, "alpha of cutmix; 0: none", least=0)
+    rand_augment: int = option(0, "magnitude of RandAugment; 0: none", least=0, most=30)
+    ema: float = option(
+        0.0,
+        "decay of averaged weights, in dense training and fine-tuning; 0: none",
+        least=0,
+        below=1,
+    )
+    channels_last: bool = option(False, "train with channels in the innermost dimension")
+    checkpoint_minutes: float = option(
+        5.0, "save a training inside its epochs this often", least=0, settles=False
+    )
+    loader_workers: int | None = option(
+        None,
+        "processes that decode images (unset: as many as processors)",
+        least=0,
+        settles=False,
+    )
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
     seed: int = option(0, "seed of splits, order, initialisation and sampling", least=0, most=2**32)
@@ -144,6 +170,9 @@ class CalibrateOptions:
     precision: Share = option(
         Share(0.01), "stop timing a candidate when half its 95 % interval is this narrow", above=0
     )
+    prior: Path | None = option(
+        None, "lpnet.json of the same network on another device or runtime, to begin from"
+    )
     database: Path | None = option(
         None, "SQLite file that several runs keep measurements in, too", settles=False
     )
@@ -167,9 +196,6 @@ class PruneOptions:
     )
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
     method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
-    prior: Path | None = option(
-        None, "lpnet.json of the same network on another device or runtime, to begin from"
-    )
     gate_epochs: int = option(12, "epochs of gated training", least=0)
     gate_lr: float = option(0.1, "learning rate of the gates", least=0)
     weight_lr: float = option(

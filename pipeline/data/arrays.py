@@ -52,7 +52,8 @@ def load_digits(options: ReadOptions) -> ImageData:
         counts={},
         skipped=(),
         digest=array_digest(arrays),
-        augment=(f"shift:{max(1, images.shape[2] // 16)}",),  # a mirrored digit is another sign
+        # a mirrored digit is another sign
+        augment=options.augmented(f"shift:{max(1, images.shape[2] // 16)}"),
     )
     return in_memory(arrays, card, seed=options.seed, limit=options.limit)
 
@@ -79,7 +80,7 @@ def load_cifar10(root: Path, options: ReadOptions) -> ImageData:
         counts={},
         skipped=(),
         digest=array_digest(arrays),
-        augment=(f"crop:{size // 8}", "flip"),
+        augment=options.augmented(f"crop:{size // 8}", "flip"),
     )
     return in_memory(arrays, card, seed=options.seed, limit=options.limit)
 

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Literal, Self
 
 import torch
@@ -51,6 +52,19 @@ class DataCard:
             ) from failure
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of an epoch is wanted: batches from number `start` on, and of those what one of several
+    processes takes."""
+
+    start: int = 0
+    rank: int = 0
+    of: int = 1
+
+
+WHOLE = Part()
+
+
 class ImageData(ABC):
     """Three splits of labelled images; every order is fixed by seeds, never by the clock."""
 
@@ -71,12 +85,31 @@ class ImageData(ABC):
         """Shuffled, augmented (images (n, C, H, W) float32, labels (n,) int64); a last batch of
         one image is dropped. The same (batch_size, seed, epoch) gives the same batches."""
 
+    def train_part(
+        self, batch_size: int, *, seed: int, epoch: int, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`train_batches` from batch `part.start` on, of each every `part.of`-th image."""
+        batches = self.train_batches(batch_size, seed=seed, epoch=epoch)
+        for images, labels in islice(batches, part.start, None):
+            yield images[part.rank :: part.of], labels[part.rank :: part.of]
+
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images of the split in order, as (images (n, C, H, W) float32, labels (n,) int64)."""
+        return self.batches_part(split, batch_size, WHOLE)
+
+    def batches_part(
+        self, split: Split, batch_size: int, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """`batches` from number `part.start` on, of those every `part.of`-th."""
         labels = self.labels(split)
-        for start in range(0, len(labels), batch_size):
+        for number in range(part.start + part.rank, -(-len(labels) // batch_size), part.of):
+            start = number * batch_size
             indices = torch.arange(start, min(start + batch_size, len(labels)))
             yield self.take(split, indices), labels[indices]
+
+    def on(self, device: torch.device) -> ImageData:
+        """The same data with its batches on `device`, where the data can do that itself."""
+        return self
 
     def size(self, split: Split) -> int:
         """Images in the split."""

@@ -57,7 +57,7 @@ def load_folder(root: Path, options: ReadOptions) -> ImageData:
         counts={},
         skipped=(),
         digest=digest,
-        augment=(),
+        augment=options.augmented(),
     )
     return _decoded_or_streamed(root, splits, card=card, options=options)
 
@@ -80,7 +80,8 @@ def _decoded_or_streamed(
     if shapes is None:
         shapes = in_threads(intact_size, paths, options.progress)
     broken = {path for path, shape in zip(paths, shapes, strict=True) if shape is None}
-    return _streamed(splits, broken, card=_without(card, broken, root=root, of=len(paths)))
+    card = _without(card, broken, root=root, of=len(paths))
+    return _streamed(splits, broken, card=card, workers=options.workers)
 
 
 def _in_memory(
@@ -97,22 +98,25 @@ def _in_memory(
             stacked[place] = image.transpose(2, 0, 1)
         tensors[split] = (torch.from_numpy(stacked), torch.from_numpy(labels))
     counts: dict[str, int] = {split: len(labels) for split, (_, labels) in tensors.items()}
-    augment = (f"crop:{min(card.image_shape[1:]) // 8}", "flip")
+    augment = (f"crop:{min(card.image_shape[1:]) // 8}", "flip", *card.augment)
     return InMemoryImages(replace(card, counts=counts, augment=augment), tensors)
 
 
-def _streamed(splits: Mapping[Split, Listing], broken: set[Path], *, card: DataCard) -> ImageData:
+def _streamed(
+    splits: Mapping[Split, Listing], broken: set[Path], *, card: DataCard, workers: int | None
+) -> ImageData:
     shorter = min(card.image_shape[1:])
     kept = {
         split: listing.part(np.flatnonzero([path not in broken for path in listing.paths]))
         for split, listing in splits.items()
     }
     counts: dict[str, int] = {split: len(listing.paths) for split, listing in kept.items()}
-    augment = ("random-resized-crop" if shorter >= 64 else f"crop:{shorter // 8}", "flip")
+    cut = "random-resized-crop" if shorter >= 64 else f"crop:{shorter // 8}"
+    augment = (cut, "flip", *card.augment)
     files = {
         split: (listing.paths, torch.from_numpy(listing.labels)) for split, listing in kept.items()
     }
-    return StreamingImages(replace(card, counts=counts, augment=augment), files)
+    return StreamingImages(replace(card, counts=counts, augment=augment), files, workers=workers)
 
 
 def _common_size(shapes: set[Size]) -> Size:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 from pipeline.data.arrays import load_cifar10, load_digits
 from pipeline.data.base import ImageData
-from pipeline.data.decode import Progress
 from pipeline.data.folder import load_folder
-from pipeline.data.reading import ReadOptions
+from pipeline.data.reading import ReadOptions, Wanted
 from pipeline.data.user_arrays import from_user_factory
 from pipeline.errors import DataError
 from pipeline.models.user_file import is_user_file
@@ -17,29 +17,22 @@ FORMS = "digits, imagefolder:DIR, cifar10:DIR or path/to/file.py:factory"
 FOLDERS = {"imagefolder": load_folder, "cifar10": load_cifar10}
 
 
-def load_data(
-    spec: str,
-    *,
-    image_size: int | None = None,
-    seed: int = 0,
-    limit: int | None = None,
-    cache_bytes: int = 2**30,
-    progress: Progress | None = None,
-) -> ImageData:
+def load_data(spec: str, **wanted: Unpack[Wanted]) -> ImageData:
     """Open the data; `image_size` in pixels, None keeps the native size where there is one.
 
     `limit` keeps that many training images, chosen by `seed`; the splits do not depend on it.
-    `progress(done, total)` is called while image files are decoded.
+    `progress(done, total)` is called while image files are decoded; `workers` processes decode
+    what does not fit into `cache_bytes`. `rand_augment` is a magnitude, 0 means none.
     """
-    for name, value in (("image_size", image_size), ("limit", limit)):
+    options = ReadOptions(**wanted)
+    for name, value in (("image_size", options.image_size), ("limit", options.limit)):
         if value is not None and value < 1:
             raise DataError(f"{name} is {value}", fix="give at least 1, or leave it out")
-    options = ReadOptions(image_size, seed, limit, cache_bytes, progress)
     source, colon, place = spec.partition(":")
     if spec == "digits":
         return load_digits(options)
     if colon and source in FOLDERS:
         return FOLDERS[source](Path(place).expanduser(), options)
     if is_user_file(spec):
-        return from_user_factory(spec, image_size=image_size, seed=seed, limit=limit)
+        return from_user_factory(spec, options)
     raise DataError(f"unknown data {spec!r}", fix=f"use {FORMS}")

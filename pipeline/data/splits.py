@@ -49,8 +49,12 @@ def epoch_indices(
     n: int, batch_size: int, *, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """One shuffled epoch in batches; a last batch of one is dropped, as BatchNorm refuses it."""
-    order = rng.permutation(n)
-    for start in range(0, n, batch_size):
+    yield from in_batches(rng.permutation(n), batch_size)
+
+
+def in_batches(order: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """The order (n,) in batches; a last batch of one is dropped."""
+    for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         if len(batch) > 1 or batch_size == 1:
             yield batch

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline.data.base import DataCard, ImageData, Split
+from pipeline.data.base import WHOLE, DataCard, ImageData, Part, Split
 from pipeline.data.decode import CORRUPT, Size, fit, open_rgb, processors
 from pipeline.data.memory import BatchAugment
+from pipeline.data.rand_augment import rand_augment
 from pipeline.data.splits import epoch_indices
 from pipeline.errors import DataError
 
@@ -70,6 +73,12 @@ class StreamingImages(ImageData):
         self._mean = torch.tensor(card.mean).view(-1, 1, 1)
         self._std = torch.tensor(card.std).view(-1, 1, 1)
 
+    def on(self, device: torch.device) -> StreamingImages:
+        """The same images; pixels travel as bytes and become numbers on a GPU."""
+        moved = copy(self)
+        moved._mean, moved._std = self._mean.to(device), self._std.to(device)
+        return moved
+
     def labels(self, split: Split) -> Tensor:
         """Labels (n,) int64 of the split, in its order."""
         return self._splits[split][1]
@@ -81,51 +90,79 @@ class StreamingImages(ImageData):
             return torch.empty((0, *self.card.image_shape))
         items = [files[index] for index in indices.tolist()]
         _require_decoded(files, indices.tolist(), [label for _, label in items])
-        return self._normalised(torch.stack([image for image, _ in items]))
+        return self._normalised(torch.stack([image for image, _ in items]).to(self._mean.device))
 
-    def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images of the split in order, decoded by the workers."""
+    def batches_part(
+        self, split: Split, batch_size: int, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the split in order, decoded by the workers."""
         n = self.size(split)
         plan = [list(range(at, min(at + batch_size, n))) for at in range(0, n, batch_size)]
-        yield from self._load(_Files(self._splits[split], self._size), plan)
+        wanted = plan[part.start + part.rank :: part.of]
+        yield from self._load(_Files(self._splits[split], self._size), wanted)
 
     def train_batches(
         self, batch_size: int, *, seed: int, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, augmented and normalised batches, the same for the same (seed, epoch)."""
+        return self.train_part(batch_size, seed=seed, epoch=epoch, part=WHOLE)
+
+    def train_part(
+        self, batch_size: int, *, seed: int, epoch: int, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those batches from `part.start` on, of each every `part.of`-th image."""
         rng = np.random.default_rng((seed, epoch))
         seeds = rng.integers(2**62, size=self.size("train")).tolist()
-        plan = [part.tolist() for part in epoch_indices(len(seeds), batch_size, rng=rng)]
+        batches = islice(epoch_indices(len(seeds), batch_size, rng=rng), part.start, None)
+        plan = [indices[part.rank :: part.of].tolist() for indices in batches]
         files = _Files(self._splits["train"], self._size, augment=self._augment, seeds=seeds)
         yield from self._load(files, plan)
 
     def _load(self, files: _Files, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        # the loader draws a seed for its workers; its own generator keeps the global one untouched
-        loader = DataLoader(
-            files,
-            batch_sampler=plan,
-            num_workers=min(self._workers, len(plan)),
-            worker_init_fn=_quiet_worker,
-            generator=torch.Generator(),
-        )
-        for indices, (images, labels) in zip(plan, loader, strict=True):
-            _require_decoded(files, indices, labels.tolist())
-            yield self._normalised(images), labels
+        loader = self._loader(files, plan)
+        try:
+            for indices, (images, labels) in zip(plan, loader, strict=True):
+                _require_decoded(files, indices, labels.tolist())
+                yield self._normalised(images.to(self._mean.device, non_blocking=True)), labels
+        except RuntimeError as failure:
+            if "DataLoader worker" not in str(failure):
+                raise
+            raise DataError(
+                f"a process that decodes images was killed: {failure}",
+                fix="see that there is memory for all of them, or lower --loader-workers",
+            ) from failure
+
+    def _loader(self, files: _Files, plan: list[list[int]]) -> Iterator[list[Tensor]]:
+        with warnings.catch_warnings():
+            # more workers than processors are what was asked for
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(
+                files,
+                batch_sampler=plan,
+                num_workers=min(self._workers, len(plan)),
+                worker_init_fn=_quiet_worker,
+                pin_memory=self._mean.device.type == "cuda",
+                # it draws a seed for its workers; the global generator stays untouched
+                generator=torch.Generator(),
+            )
+            return iter(loader)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().sub_(self._mean * 255).div_(self._std * 255)
 
 
 def _training_transform(names: tuple[str, ...], size: Size) -> v2.Transform:
+    rest = BatchAugment.from_names(tuple(n for n in names if n != "random-resized-crop"))
     if "random-resized-crop" in names:
         steps: list[v2.Transform] = [v2.RandomResizedCrop(size, antialias=True)]
-        rest = BatchAugment.from_names(tuple(n for n in names if n != "random-resized-crop"))
     else:
-        rest = BatchAugment.from_names(names)
         border = "reflect" if rest.mirrored else "constant"
         shift = v2.RandomCrop(size, padding=rest.pad, padding_mode=border)
         steps = [v2.Lambda(partial(fit, size=size)), shift]
-    return v2.Compose([*steps, v2.RandomHorizontalFlip(0.5 if rest.flip else 0.0)])
+    steps.append(v2.RandomHorizontalFlip(0.5 if rest.flip else 0.0))
+    if rest.magnitude:
+        steps.append(rand_augment(rest.magnitude))
+    return v2.Compose(steps)
 
 
 def _require_decoded(files: _Files, indices: list[int], labels: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pipeline.data.arrays import Arrays, array_digest, in_memory, mean_and_std
 from pipeline.data.base import SPLITS, DataCard, ImageData, Split
+from pipeline.data.reading import ReadOptions
 from pipeline.data.splits import hold_out
 from pipeline.errors import DataError
 from pipeline.models.user_file import call_user_factory
@@ -21,22 +23,26 @@ SHAPE_OF_MAPPING = (
 )
 
 
-def from_user_factory(
-    spec: str, *, image_size: int | None, seed: int, limit: int | None
-) -> ImageData:
+def from_user_factory(spec: str, options: ReadOptions) -> ImageData:
     """Call the factory; it may accept image_size, seed and limit by keyword."""
-    options = {"image_size": image_size, "seed": seed, "limit": limit}
+    wanted = {"image_size": options.image_size, "seed": options.seed, "limit": options.limit}
     # what was not asked for is left to the factory's own defaults
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in wanted.items() if value is not None}
     result = call_user_factory(spec, given, error=DataError)
     if isinstance(result, ImageData):
-        return _limited(result, spec, limit)
+        return _own(result, spec, options)
     if isinstance(result, Mapping):
-        return _from_mapping(result, spec, seed=seed, limit=limit)
+        return _from_mapping(result, spec, options)
     raise DataError(f"{spec!r} returned a {type(result).__name__}", fix=SHAPE_OF_MAPPING)
 
 
-def _limited(result: ImageData, spec: str, limit: int | None) -> ImageData:
+def _own(result: ImageData, spec: str, options: ReadOptions) -> ImageData:
+    limit = options.limit
+    if options.rand_augment:
+        raise DataError(
+            f"{spec!r} makes its batches itself, RandAugment cannot be put into them",
+            fix="leave --rand-augment out, or let the factory return arrays",
+        )
     if limit is not None and result.size("train") > limit:
         raise DataError(
             f"{spec!r} gave {result.size('train')} training images, the limit is {limit}",
@@ -45,9 +51,7 @@ def _limited(result: ImageData, spec: str, limit: int | None) -> ImageData:
     return result
 
 
-def _from_mapping(
-    result: Mapping[str, Any], spec: str, *, seed: int, limit: int | None
-) -> ImageData:
+def _from_mapping(result: Mapping[str, Any], spec: str, options: ReadOptions) -> ImageData:
     absent = [key for key in ("train", "test", "classes") if key not in result]
     if absent:
         raise DataError(f"{spec!r} returned no {', '.join(absent)}", fix=SHAPE_OF_MAPPING)
@@ -63,7 +67,8 @@ def _from_mapping(
         arrays["train"], arrays["val"] = (images[train], labels[train]), (images[val], labels[val])
     _require_alike(arrays, spec)
     card = _card(result, arrays, spec=spec, classes=classes)
-    return in_memory(arrays, card, seed=seed, limit=limit)
+    card = replace(card, augment=options.augmented(*card.augment))
+    return in_memory(arrays, card, seed=options.seed, limit=options.limit)
 
 
 def _card(

@@ -19,7 +19,7 @@ from pipeline.models.zoo import create_model, input_size_of
 from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
-from pipeline.training import make_fabric
+from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
 
@@ -27,7 +27,14 @@ from targets.errors import BuildError
 def data_of(context: Context) -> ImageData:
     """The run's images, decoded once a process."""
     options = context.run.options("prepare", PrepareOptions)
-    key = (options.data, options.image_size, options.model, options.seed, options.train_limit)
+    key = (
+        options.data,
+        options.image_size,
+        options.model,
+        options.seed,
+        options.train_limit,
+        options.rand_augment,
+    )
     if key not in context.run.memo:
         size = options.image_size or input_size_of(options.model)
 
@@ -39,6 +46,8 @@ def data_of(context: Context) -> ImageData:
             image_size=size,
             seed=options.seed,
             limit=options.train_limit,
+            rand_augment=options.rand_augment,
+            workers=options.loader_workers,
             progress=progress,
         )
     data = context.run.memo[key]
@@ -49,6 +58,28 @@ def data_of(context: Context) -> ImageData:
 def fabric_of(run: Run) -> Fabric:
     options = run.options("prepare", PrepareOptions)
     return make_fabric(options.device, options.train_precision)
+
+
+def recipe_of(options: PrepareOptions, label: str, epochs: int, fix: str) -> Recipe:
+    """A training in the run's regime."""
+    regime = Regime(
+        micro_batch=options.micro_batch,
+        channels_last=options.channels_last,
+        ema=options.ema,
+        warmup=options.warmup,
+        label_smoothing=options.label_smoothing,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+    )
+    return Recipe(label, epochs, options.train_batch, options.seed, fix, regime)
+
+
+def trainer_of(context: Context, recipe: Recipe) -> Trainer:
+    """A trainer on the run's data whose checkpoints lie with the stage."""
+    options = context.run.options("prepare", PrepareOptions)
+    upkeep = Upkeep(options.checkpoint_minutes)
+    fabric, data = fabric_of(context.run), data_of(context)
+    return Trainer(fabric, data, context.partial, context.reporter, recipe, upkeep)
 
 
 def bare_model(context: Context) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from safetensors.torch import load_file
@@ -19,9 +19,11 @@ from pipeline.stages.common import (
     dense_model,
     fabric_of,
     plan_of,
+    recipe_of,
     skeleton_of,
+    trainer_of,
 )
-from pipeline.training import Epoch, Recipe, Trainer, decayed, distillation, sgd
+from pipeline.training import Epoch, decayed, distillation, sgd
 
 
 def execute(context: Context) -> None:
@@ -69,9 +71,8 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
             target = teacher(images)
         return (1 - options.distill) * task + options.distill * distillation(logits, target)
 
-    epochs, batch = options.finetune_epochs, prepare.train_batch
-    recipe = Recipe("finetune", epochs, batch, prepare.seed + 1, "lower --finetune-lr")
-    trainer = Trainer(fabric, data, context.partial, context.reporter, recipe)
+    recipe = recipe_of(prepare, "finetune", options.finetune_epochs, "lower --finetune-lr")
+    trainer = trainer_of(context, replace(recipe, seed=prepare.seed + 1))
     best = BestByValidation(
         model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
     )

@@ -11,8 +11,8 @@ from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
 from pipeline.run import Context
-from pipeline.stages.common import bare_model, data_of, fabric_of
-from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
+from pipeline.stages.common import bare_model, data_of, fabric_of, recipe_of, trainer_of
+from pipeline.training import Epoch, decayed, sgd
 
 EPOCHS_FROM_SCRATCH = 16
 
@@ -53,8 +53,7 @@ def _train(context: Context, model: nn.Module, epochs: int) -> list[Epoch]:
         return []
     options = context.options(PrepareOptions)
     data, fabric = data_of(context), fabric_of(context.run)
-    recipe = Recipe("dense", epochs, options.train_batch, options.seed, "lower --dense-lr")
-    trainer = Trainer(fabric, data, context.partial, context.reporter, recipe)
+    trainer = trainer_of(context, recipe_of(options, "dense", epochs, "lower --dense-lr"))
     best = BestByValidation(
         model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from torch.nn.functional import cross_entropy
 
@@ -23,9 +24,16 @@ from pipeline.pruning.wgates import GateSettings
 from pipeline.run import Context
 from pipeline.serving import settled_keep_fp32, target_of
 from pipeline.stages.calibrate import ANCHOR, DATABASE
-from pipeline.stages.common import data_of, dense_model, fabric_of, skeleton_of
+from pipeline.stages.common import (
+    data_of,
+    dense_model,
+    fabric_of,
+    recipe_of,
+    skeleton_of,
+    trainer_of,
+)
 from pipeline.stages.precision import Referee
-from pipeline.training import Epoch, Recipe, Trainer, decayed, sgd
+from pipeline.training import Epoch, Trainer, decayed, sgd
 
 
 class Solving:
@@ -105,10 +113,10 @@ class Solving:
             )
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
-        batch, seed = self.prepare.train_batch, self.prepare.seed
-        recipe = Recipe(label, epochs, batch, seed, "lower --weight-lr or --gate-lr")
-        reporter = self.context.reporter
-        return Trainer(self.fabric, self.data, self.context.partial, reporter, recipe)
+        recipe = recipe_of(self.prepare, label, epochs, "lower --weight-lr or --gate-lr")
+        # averaged weights would open and close other gates than those that were trained
+        plain = replace(recipe, regime=replace(recipe.regime, ema=0.0))
+        return trainer_of(self.context, plain)
 
 
 def _settings(options: PruneOptions, prepare: PrepareOptions) -> GateSettings:

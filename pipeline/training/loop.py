@@ -1,111 +1,73 @@
-"""The one training loop: seeded epochs, checkpoint every epoch, best by validation, stop on NaN."""
+"""The training loop: seeded steps, checkpoints inside epochs, stop on NaN."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.data.base import ImageData
-from pipeline.errors import DeployError, TrainingError
+from pipeline.data.base import ImageData, Part
+from pipeline.errors import TrainingError
 from pipeline.evaluation import Top1
-from pipeline.files import write_atomically
 from pipeline.run import Reporter
+from pipeline.training.average import WeightAverage
+from pipeline.training.checkpoint import Checkpoint, Progress, Tensors
+from pipeline.training.mixing import Mixing
+from pipeline.training.optimizer import cosine
+from pipeline.training.processes import one_batch_norm, total
+from pipeline.training.recipe import Epoch, Recipe, Upkeep
+from pipeline.training.steps import Loss, Steps
 
-WARMUP_SHARE = 0.1
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> scalar
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of a training history."""
-
-    epoch: int
-    loss: float
-    val_top1: float
-    seconds: float
-    extra: Mapping[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, float]:
-        values = asdict(self)
-        return {**values.pop("extra"), **values}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one training is made of; equal recipes on equal data give equal weights."""
-
-    label: str
-    epochs: int
-    batch: int
-    seed: int
-    fix: str  # what to try when the loss diverges
-
-
-def make_fabric(device: str, precision: str) -> Fabric:
-    """Device and precision by lightning-fabric; one device. DeployError if that cannot be had."""
-    try:
-        with warnings.catch_warnings():
-            # fabric would replace the precision and only warn
-            warnings.filterwarnings("error", message=".*is not supported on CPU")
-            return Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
-    except (ValueError, RuntimeError, UserWarning) as error:
-        raise DeployError(
-            f"cannot train on {device!r} in precision {precision!r}: {error}",
-            fix="use --device auto or cpu, and --train-precision 32-true or bf16-mixed",
-        ) from error
-
-
-def sgd(groups: list[dict[str, Any]]) -> torch.optim.SGD:
-    """Nesterov momentum 0.9; each group names its own `lr` (peak) and `weight_decay`."""
-    return torch.optim.SGD(
-        [{**group, "peak": group["lr"]} for group in groups], lr=0.1, momentum=0.9, nesterov=True
-    )
-
-
-def decayed(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups with weight decay on weights only, not on norms and biases."""
-    weights = [p for p in module.parameters() if p.dim() > 1]
-    others = [p for p in module.parameters() if p.dim() <= 1]
-    return [
-        {"params": weights, "lr": lr, "weight_decay": weight_decay},
-        {"params": others, "lr": lr, "weight_decay": 0.0},
-    ]
-
-
-def cosine(share: float) -> float:
-    """Learning-rate factor after `share` of the steps: linear warm-up, then cosine to zero."""
-    if share < WARMUP_SHARE:
-        return share / WARMUP_SHARE
-    return 0.5 * (1 + math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+# reading a loss waits for the device, so there it is done now and then
+LOOK_EVERY = {"cpu": 1}
+LOOK_SELDOM = 20  # steps
 
 
 class Trainer:
     """Trains `trained` (all modules whose tensors change, as one) and keeps its state on disk.
 
-    `trained` is checkpointed after every epoch together with optimizer, history and whatever
-    `state` adds; a killed run repeats at most one epoch, and repeats it exactly.
+    `trained` is checkpointed after every epoch, and inside epochs by `upkeep`, together with
+    optimizer, history and whatever `state` adds; a killed run repeats at most what came after
+    the last checkpoint, and repeats it exactly: a step's random numbers depend on seed, epoch and
+    step alone.
     """
 
     def __init__(
-        self, fabric: Fabric, data: ImageData, folder: Path, reporter: Reporter, recipe: Recipe
+        self,
+        fabric: Fabric,
+        data: ImageData,
+        folder: Path,
+        reporter: Reporter,
+        recipe: Recipe,
+        upkeep: Upkeep = Upkeep(),  # noqa: B008  a frozen value
     ) -> None:
-        self.fabric, self.data, self.folder = fabric, data, folder
-        self.reporter, self.recipe = reporter, recipe
-        self.history: list[Epoch] = []
-        self.state: dict[str, float] = {}  # numbers of the method
+        self.fabric, self.data, self.folder = fabric, data.on(fabric.device), folder
+        self.reporter, self.recipe, self.upkeep = reporter, recipe, upkeep
+        self.progress = Progress()
+        self._checkpoint = Checkpoint(folder, recipe, reporter)
+        self._saved = ""  # what the checkpoint on disk holds, in words
+        self._mixing = Mixing(recipe.regime, len(data.card.classes))
+
+    @property
+    def history(self) -> list[Epoch]:
+        return self.progress.history
+
+    @property
+    def state(self) -> dict[str, float]:
+        """Numbers of the method: they come back after a resume and are part of the history."""
+        return self.progress.state
+
+    @state.setter
+    def state(self, numbers: dict[str, float]) -> None:
+        self.progress.state = numbers
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,124 +84,188 @@ class Trainer:
         evaluate: Callable[[], Top1],
         on_step: Callable[[], None] = lambda: None,
     ) -> list[Epoch]:
-        """Run the epochs not done yet and return the whole history.
+        """Run what is not done yet and return the whole history.
 
         `evaluate` gives each epoch's validation top-1; `on_step` follows every optimiser step.
-        Numbers in `state` come back after a resume and are part of the history.
+        With an average of weights, `evaluate` sees it, and `trained` holds it at the end.
         """
-        self._resume(trained, optimizer)
-        while len(self.history) < self.recipe.epochs:
-            number = len(self.history)
-            started = time.perf_counter()
-            trained.train()
-            torch.manual_seed(self.recipe.seed * 100_003 + number)
-            mean_loss = self._epoch(number, optimizer, loss, on_step)
-            self._require_finite(trained, number)
-            top1 = evaluate().top1
-            seconds = time.perf_counter() - started
-            self.history.append(Epoch(number + 1, mean_loss, top1, seconds, dict(self.state)))
-            self._checkpoint(trained, optimizer)
-            note = f"loss {mean_loss:.3f}, validation {top1:.2%}"
-            self.reporter.progress(self.recipe.label, number + 1, self.recipe.epochs, note)
+        regime = self.recipe.regime
+        with ExitStack() as stack:
+            stack.enter_context(_layout(trained, channels_last=regime.channels_last))
+            if self.fabric.world_size > 1 and regime.sync_norms:
+                stack.enter_context(one_batch_norm(trained))
+            steps = Steps(self.fabric, trained, optimizer, loss, self.recipe)
+            average = WeightAverage(trained, regime.ema) if regime.ema > 0 else None
+            session = _Session(trained, optimizer, steps, average, on_step)
+            self._resume(session)
+            while len(self.history) < self.recipe.epochs:
+                self._epoch(session, evaluate)
+            if average is not None:
+                average.swap()
         return self.history
 
-    def _epoch(
-        self,
-        number: int,
-        optimizer: torch.optim.Optimizer,
-        loss: Loss,
-        on_step: Callable[[], None],
-    ) -> float:
-        total, steps = 0.0, 0
-        batches = self.data.train_batches(self.recipe.batch, seed=self.recipe.seed, epoch=number)
-        for images, labels in batches:
-            step = number * self.steps_per_epoch + steps
-            share = step / (self.recipe.epochs * self.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * (cosine(share) if group.get("scheduled", True) else 1)
-            with self.fabric.autocast():
-                value = loss(images.to(self.fabric.device), labels.to(self.fabric.device))
-            current = float(value.detach())
-            if not math.isfinite(current):
-                raise self._diverged(f"the loss became {current} in step {steps + 1}", number)
-            optimizer.zero_grad()
-            self.fabric.backward(value)
-            optimizer.step()
-            on_step()
-            total, steps = total + current, steps + 1
-        return total / max(steps, 1)
+    def _epoch(self, session: _Session, evaluate: Callable[[], Top1]) -> None:
+        started = time.perf_counter() - self.progress.seconds
+        session.trained.train()
+        self._steps(session, started)
+        self._require_finite(session.trained)
+        with session.average.in_place() if session.average else nullcontext():
+            top1 = evaluate().top1
+        self._close_epoch(top1, time.perf_counter() - started, session)
+        note = f"loss {self.history[-1].loss:.3f}, validation {top1:.2%}"
+        self.reporter.progress(self.recipe.label, len(self.history), self.recipe.epochs, note)
 
-    def _require_finite(self, trained: nn.Module, number: int) -> None:
-        """The last step of an epoch has no loss after it that would show its harm."""
+    def _close_epoch(self, top1: float, seconds: float, session: _Session) -> None:
+        progress = self.progress
+        mean_loss = progress.loss / max(progress.steps, 1)
+        extra = dict(self.state)
+        if session.steps.shrunk:
+            extra["micro_batch"] = session.steps.micro_batch
+        self.history.append(Epoch(len(self.history) + 1, mean_loss, top1, seconds, extra))
+        progress.steps, progress.loss, progress.seconds = 0, 0.0, 0.0
+        self._save(session)
+
+    def _steps(self, session: _Session, started: float) -> None:
+        """The steps of the epoch that are not done yet."""
+        number, fabric, progress = len(self.history), self.fabric, self.progress
+        part = Part(progress.steps, fabric.global_rank, fabric.world_size)
+        batches = self.data.train_part(
+            self.recipe.batch, seed=self.recipe.seed, epoch=number, part=part
+        )
+        unread: list[Tensor] = []
+        saved = time.perf_counter()
+        for images, labels in batches:
+            unread.append(self._step(session, images, labels))
+            progress.steps += 1
+            if progress.steps % LOOK_EVERY.get(fabric.device.type, LOOK_SELDOM):
+                continue
+            self._read(unread)
+            if time.perf_counter() - saved >= 60 * self.upkeep.minutes:
+                self._require_finite(session.trained)
+                progress.seconds = time.perf_counter() - started
+                self._save(session)
+                saved = time.perf_counter()
+        self._read(unread)
+
+    def _step(self, session: _Session, images: Tensor, labels: Tensor) -> Tensor:
+        number, fabric, recipe = len(self.history), self.fabric, self.recipe
+        done = number * self.steps_per_epoch + self.progress.steps
+        share = done / (recipe.epochs * self.steps_per_epoch)
+        factor = cosine(share, recipe.regime.warmup)
+        for group in session.optimizer.param_groups:
+            group["lr"] = group["peak"] * (factor if group.get("scheduled", True) else 1)
+        _seed(recipe.seed, number, self.progress.steps, fabric.global_rank)
+        images, labels = self._mixing(images.to(fabric.device), labels.to(fabric.device))
+        if recipe.regime.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        value = session.steps(images, labels)
+        if session.average is not None:
+            session.average.update(done)
+        session.on_step()
+        return value
+
+    def _read(self, unread: list[Tensor]) -> None:
+        """Add the losses of the last steps up, over all processes; TrainingError on NaN."""
+        if not unread:
+            return
+        values: list[float] = total(torch.stack(unread), self.fabric).tolist()
+        for ago, value in zip(range(len(values), 0, -1), values, strict=True):
+            if not math.isfinite(value):
+                step = self.progress.steps - ago + 1
+                raise self._diverged(f"the loss became {value} in step {step}")
+        self.progress.loss += sum(values)
+        unread.clear()
+
+    def _require_finite(self, trained: nn.Module) -> None:
+        """The last step before a checkpoint has no loss after it that would show its harm."""
         for name, value in trained.state_dict().items():
             if not bool(torch.isfinite(value).all()):
-                raise self._diverged(f"{name} became NaN or infinite at the end", number)
+                raise self._diverged(f"{name} became NaN or infinite at the end")
 
-    def _diverged(self, what: str, number: int) -> TrainingError:
-        kept = f"the checkpoint of epoch {number} is kept" if number else "there is no checkpoint"
+    def _diverged(self, what: str) -> TrainingError:
+        kept = f"the checkpoint {self._saved} is kept" if self._saved else "there is no checkpoint"
         return TrainingError(
-            f"{self.recipe.label}: {what} of epoch {number + 1}; {kept}", fix=self.recipe.fix
+            f"{self.recipe.label}: {what} of epoch {len(self.history) + 1}; {kept}",
+            fix=self.recipe.fix,
         )
 
-    # checkpoints: safetensors and JSON, never pickle
+    def _save(self, session: _Session) -> None:
+        self.progress.micro_batch = session.steps.micro_batch
+        if self.fabric.is_global_zero:
+            self._checkpoint.write(self.progress, session.tensors(self.fabric))
+        self._saved = str(self.progress)
 
-    @property
-    def _file(self) -> Path:
-        return self.folder / f"{self.recipe.label.replace(' ', '-')}.checkpoint.safetensors"
+    def _resume(self, session: _Session) -> None:
+        session.steps.tell = self.reporter.say
+        found = self._checkpoint.read() if self.fabric.is_global_zero else None
+        if self.fabric.world_size > 1:  # the folder of another process may be elsewhere
+            found = self.fabric.broadcast(found)
+        if found is None:
+            return
+        self.progress, tensors = found
+        session.load(tensors, self.fabric)
+        session.steps.micro_batch = self.progress.micro_batch
+        self._saved = str(self.progress)
+        self.reporter.say(f"{self.recipe.label}: resumed {self.progress}")
 
-    def _checkpoint(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {f"module.{name}": value for name, value in trained.state_dict().items()}
-        for index, slots in optimizer.state_dict()["state"].items():
+
+@dataclass(frozen=True)
+class _Session:
+    """The objects of one call of `train`."""
+
+    trained: nn.Module
+    optimizer: torch.optim.Optimizer
+    steps: Steps
+    average: WeightAverage | None
+    on_step: Callable[[], None]
+
+    def tensors(self, fabric: Fabric) -> Tensors:
+        """All that has to come back, by name."""
+        found = {f"module.{name}": value for name, value in self.trained.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{slot}"] = value
-        document = {
-            "history": [asdict(epoch) for epoch in self.history],
-            "state": self.state,
-            "recipe": asdict(self.recipe),
-        }
-        fresh = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        write_atomically(self._file, save(fresh, {"training": json.dumps(document)}))
+                    found[f"optimizer.{index}.{slot}"] = value
+        if self.average is not None:
+            found |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
+        for name, number in fabric.strategy.precision.state_dict().items():
+            found[f"precision.{name}"] = torch.tensor(number, dtype=torch.float64)
+        return found
 
-    def _resume(self, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        document, tensors = self._read_checkpoint()
-        if document is None:
-            return
-        own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
-        trained.load_state_dict(own)
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".", 2)
-                slots.setdefault(int(index), {})[slot] = tensor
-        optimizer.load_state_dict(
-            {"state": slots, "param_groups": optimizer.state_dict()["param_groups"]}
-        )
-        self.history = [Epoch(**epoch) for epoch in document["history"]]
-        self.state = document["state"]
-        self.reporter.say(f"{self.recipe.label}: resumed after epoch {len(self.history)}")
-
-    def _read_checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-        """History, state and tensors; None if there is no checkpoint of this recipe."""
-        if not self._file.exists():
-            return None, {}
-        try:
-            with safetensors.safe_open(self._file, "pt") as file:
-                document = json.loads(file.metadata()["training"])
-            tensors = load(self._file.read_bytes())
-        except safetensors.SafetensorError as damage:  # after a power cut files can be empty
-            self.reporter.say(
-                f"{self.recipe.label}: starts anew, its checkpoint is damaged: {damage}"
-            )
-            return None, {}
-        return (document if document["recipe"] == asdict(self.recipe) else None), tensors
+    def load(self, tensors: Tensors, fabric: Fabric) -> None:
+        self.trained.load_state_dict(_under("module.", tensors))
+        slots: dict[int, Tensors] = {}
+        for name, tensor in _under("optimizer.", tensors).items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        if self.average is not None:
+            self.average.load_state_dict(_under("average.", tensors))
+        if scaling := _under("precision.", tensors):
+            numbers = {name: value.item() for name, value in scaling.items()}
+            numbers["_growth_tracker"] = int(numbers["_growth_tracker"])
+            fabric.strategy.precision.load_state_dict(numbers)
 
 
-def distillation(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """KL divergence of softened logits (Hinton et al. 2015), scaled by the temperature squared."""
-    return temperature**2 * nn.functional.kl_div(
-        nn.functional.log_softmax(student / temperature, 1),
-        nn.functional.log_softmax(teacher / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _seed(*numbers: int) -> None:
+    """Set torch's global generators from all the numbers."""
+    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    torch.manual_seed(int(seed))
+
+
+@contextmanager
+def _layout(trained: nn.Module, *, channels_last: bool) -> Iterator[None]:
+    """Inside, weights of convolutions lie channels last, if that is wanted."""
+    if not channels_last:
+        yield
+        return
+    trained.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        trained.to(memory_format=torch.contiguous_format)

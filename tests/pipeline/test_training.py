@@ -277,7 +277,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     with pytest.raises(TrainingError) as caught:
         train(tmp_path, recipe(), model=model, loss=loss)
     assert caught.value.message == (
-        f"dense: the loss became {value} in step 3 of epoch 2; the checkpoint of epoch 1 is kept"
+        f"dense: the loss became {value} in step 3 of epoch 2; the checkpoint after epoch 1 is kept"
     )
     assert caught.value.fix == "lower --dense-lr"
     # the step was not made, and the epoch before is there to go on from

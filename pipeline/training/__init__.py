@@ -1,0 +1,22 @@
+"""The one training of every stage: seeded, resumed to the step, best by validation, told by NaN."""
+
+from pipeline.training.devices import make_fabric
+from pipeline.training.loop import Trainer
+from pipeline.training.losses import distillation
+from pipeline.training.optimizer import cosine, decayed, sgd
+from pipeline.training.recipe import Epoch, Recipe, Regime, Upkeep
+from pipeline.training.steps import Loss
+
+__all__ = [
+    "Epoch",
+    "Loss",
+    "Recipe",
+    "Regime",
+    "Trainer",
+    "Upkeep",
+    "cosine",
+    "decayed",
+    "distillation",
+    "make_fabric",
+    "sgd",
+]
