@@ -27,7 +27,7 @@ test: lint ## everything that CI checks: the lint targets, then the tests
 
 gpu-check: $(STAMP) ## tests and benchmark that need a GPU; without one, all that is missing
 	$(BIN)/pytest -m gpu
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(STAMP) ## ruff, mypy, import-linter, codespell
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """A neighbour that keeps a core busy, all the time or in bursts, as another inference would.
 
-python benchmarks/busy.py steady 1          # core 1, all the time
-python benchmarks/busy.py bursts 0 1        # core 0 or 1 at random, 50-500 ms on, 50-500 ms off
+python -m benchmarks.busy steady 1          # core 1, all the time
+python -m benchmarks.busy bursts 0 1        # core 0 or 1 at random, 50-500 ms on, 50-500 ms off
 """
 
 from __future__ import annotations

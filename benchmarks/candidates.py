@@ -1,6 +1,6 @@
 """Candidates of ResNet-50 at 224: slicing the skeleton, beside torch surgery and export.
 
-python benchmarks/candidates.py
+python -m benchmarks.candidates
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 
 import torch
 import torchvision
-from common import environment, write_result
 from onnx import load_from_string
 
+from benchmarks.common import environment, write_result
 from calibration.candidates import Slicer
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton

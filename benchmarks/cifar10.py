@@ -4,7 +4,7 @@ All arms start from one dense network (the given weights, adapted to the JPEG im
 the same number of epochs on the same images in the same order, select on validation and report
 test. At the end all engines are timed interleaved in the same fresh processes.
 
-    python benchmarks/cifar10.py --data DIR --weights FILE --out runs/cifar10
+    python -m benchmarks.cifar10 --data DIR --weights FILE --out runs/cifar10
 
 DIR holds train/<class>/*.jpg and test/<class>/*.jpg; FILE is the ResNet-20 checkpoint.
 """
@@ -17,8 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common import environment, pipeline, write_result
-
+from benchmarks.common import environment, pipeline, write_result
 from targets.base import TargetOptions
 from targets.blocks import measure_blocks
 

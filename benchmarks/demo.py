@@ -1,6 +1,6 @@
 """The README's worked run: the demo command from an empty folder, with its time and memory.
 
-python benchmarks/demo.py --runs 3
+python -m benchmarks.demo --runs 3
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common import environment, pipeline, write_result
+from benchmarks.common import environment, pipeline, write_result
 
 DEMO = (
     *("--target", "ort-cpu", "--model", "wgates:resnet20"),

@@ -3,7 +3,7 @@
 The devices are simulated: each is a place in a local Ray cluster whose target sleeps as long as
 its builds and calls would take. Only slicing, Ray and the database compete for the machine's cores.
 
-python benchmarks/fleet.py          # 1, 4, 16 and 64 devices
+python -m benchmarks.fleet          # 1, 4, 16 and 64 devices
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import environment, write_result
-
+from benchmarks.common import environment, write_result
 from calibration.database import LatencyDatabase
 from calibration.fleet import Fleet, measure_on_fleet, resource
 from calibration.jobs import Setup

@@ -1,6 +1,6 @@
 """ResNet-50, dense and pruned, in every runtime for NVIDIA's GPUs, beside PyTorch itself.
 
-python benchmarks/gpu.py  (about 15 minutes; without a GPU it says why nothing is measured)
+python -m benchmarks.gpu  (about 15 minutes; without a GPU it says why nothing is measured)
 
 All contenders of one network and batch are loaded together and timed in turn, forwards and
 backwards, so that a drift of the clock strikes them all. Every call is timed end-to-end and, where
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import environment, write_result
-from gpu_torch import TorchEngine
 
+from benchmarks.common import environment, write_result
+from benchmarks.gpu_torch import TorchEngine
 from calibration.candidates import Slicer
 from calibration.sampling import width_sequence
 from pipeline.models.zoo import create_model

@@ -1,6 +1,6 @@
 """What int8 gains and costs in ONNX Runtime on the CPU: both Q/DQ forms, three ways to take ranges.
 
-python benchmarks/int8.py  (about 3 minutes on one core)
+python -m benchmarks.int8  (about 3 minutes on one core)
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from common import environment, write_result
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 from openvino_int8 import network, ratio, smooth_images
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
+from benchmarks.common import environment, write_result
 from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model
 from targets.base import Engine, Images, TargetOptions

@@ -3,7 +3,7 @@
 The same engine, threads and batch, in turns: OpenVINO's benchmark_app beside `openvino-cpu`, ONNX
 Runtime's profile beside `ort-cpu`, and a bare loop beside ours on a call of known length.
 
-python benchmarks/judges.py                # about 3 minutes, on one core
+python -m benchmarks.judges                # about 3 minutes, on one core
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from common import environment, write_result
-from networks import build, small_cnn
 from numpy.typing import NDArray
 
+from benchmarks.common import environment, write_result
+from benchmarks.networks import build, small_cnn
 from targets import load_target
 from targets.base import Engine, TargetOptions
 from targets.samples import Samples

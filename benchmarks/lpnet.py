@@ -1,10 +1,12 @@
 """LPNet on five networks and two runtimes: calibrated as users do, judged on 100 other networks.
 
-    python benchmarks/lpnet.py --work FOLDER [--only NAME...] [--out NAME.json]
+    python -m benchmarks.calibration --work FOLDER [--only CASE...]
+    python -m benchmarks.calibration --work FOLDER --judge       # only what was measured before
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
 that no LPNet chose, stratified by latency, measured by another process on engines of its own.
-What is measured stays measured: the study goes on where it was stopped.
+What is measured stays measured: the study goes on where it was stopped. Every predictor is then
+fitted on the same measurements and asked for the same held-out networks.
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common import pipeline
+import torch
 
-HELD_OUT = Path(__file__).with_name("lpnet_heldout.py")
+from benchmarks.calibration_judged import Case, judge, transfer
+from benchmarks.calibration_plots import draw
+from benchmarks.common import RESULTS, environment, pipeline, write_result
+
+ROOT = Path(__file__).parents[1]
 TARGETS = ("ort-cpu", "openvino-cpu")
 SAMPLES, ERROR = 400, "1%"  # measurements at most, and the mean error that is enough
 
@@ -31,6 +38,11 @@ class Network:
     size: int  # pixels
     minutes: float  # of calibration at most
 
+    def cases(self, work: Path) -> dict[str, Case]:
+        """Target -> its case."""
+        names = {target: f"{self.name}-{target}" for target in TARGETS}
+        return {target: Case(name, work / name) for target, name in names.items()}
+
 
 NETWORKS = (
     Network("resnet56", "wgates:resnet56a", 32, 15),
@@ -41,8 +53,8 @@ NETWORKS = (
 )
 
 
-def calibrate(network: Network, target: str, folder: Path) -> None:
-    """The stages of the line, each of which knows what it has done before."""
+def measure(network: Network, target: str, folder: Path) -> None:
+    """The stages of the line, each of which knows what it has done before; then the judges."""
     pipeline(
         *("prepare", str(folder), "--model", network.model, "--data", "digits"),
         *("--image-size", str(network.size), "--dense-epochs", "0", "--train-limit", "64"),
@@ -50,19 +62,53 @@ def calibrate(network: Network, target: str, folder: Path) -> None:
     pipeline("trace", str(folder))
     limits = ("--samples", str(SAMPLES), "--lpnet-error", ERROR, "--time", str(network.minutes))
     pipeline("calibrate", str(folder), "--target", target, "--threads", "1", *limits)
+    held_out = [sys.executable, "-m", "benchmarks.calibration_heldout", str(folder.resolve())]
+    subprocess.run(held_out, cwd=ROOT, check=True)
+
+
+def judged(work: Path, chosen: list[str]) -> dict[str, Any]:
+    """The result document of all chosen cases."""
+    document: dict[str, Any] = {"environment": environment(), "cases": {}, "transfer": []}
+    for network in NETWORKS:
+        cases = {t: case for t, case in network.cases(work).items() if case.name in chosen}
+        for case in cases.values():
+            document["cases"][case.name] = found = judge(case)
+            say(case.name, found)
+        if len(cases) == len(TARGETS):
+            one, other = cases.values()
+            document["transfer"] += [transfer(one, other), transfer(other, one)]
+    for found in document["transfer"]:
+        print(f"{found['from']} -> {found['to']}: {found['needed']}", flush=True)
+    return document
+
+
+def say(name: str, found: dict[str, Any]) -> None:
+    print(f"{name}: {found['samples']} samples, {found['minutes']:.1f} min, met {found['met']}")
+    for method, error in found["methods"].items():
+        print(
+            f"  {method:24s} mean {error['mean']:6.2%}  within 5 % {error['within_5']:4.0%}  "
+            f"10 % {error['within_10']:4.0%}  rank {error['spearman']:.4f}",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     names = [f"{network.name}-{target}" for network in NETWORKS for target in TARGETS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE")
+    parser.add_argument("--judge", action="store_true", help="measure nothing")
+    parser.add_argument("--out", default="calibration.json", help="a name in benchmarks/results")
     given = parser.parse_args()
-    for network in NETWORKS:
-        for target in TARGETS:
-            if (name := f"{network.name}-{target}") in given.only:
-                calibrate(network, target, given.work / name)
-                subprocess.run([sys.executable, HELD_OUT, given.work / name], check=True)
+    for network in () if given.judge else NETWORKS:
+        for target, case in network.cases(given.work).items():
+            if case.name in given.only:
+                measure(network, target, case.folder)
+    torch.set_num_threads(1)
+    document = judged(given.work, given.only)
+    write_result(given.out, document)
+    for path in draw(document, RESULTS):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

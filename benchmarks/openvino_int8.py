@@ -1,6 +1,6 @@
 """Which quantiser OpenVINO's int8 engines are better made by: ONNX Runtime's Q/DQ or NNCF.
 
-python benchmarks/openvino_int8.py  (about 2 minutes on one core)
+python -m benchmarks.openvino_int8  (about 2 minutes on one core)
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import environment, write_result
 
+from benchmarks.common import environment, write_result
 from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model, input_size_of
 from targets import load_target

@@ -1,24 +1,14 @@
-"""Latency predictors beside each other, fitted on the same measured networks: 5-fold held out.
-
-    python benchmarks/predictors.py RUN_FOLDER... [--out NAME.json]
-
-A run folder holds `trace/` and `calibrate/latency.sqlite`. Every network is predicted once by a
-predictor that did not see it; the folds are the same for all. The interval of a fold comes from
-the held-out errors of the other folds.
-"""
+"""Latency predictors that are fitted on the same measured networks: ours and the usual ones."""
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import environment, write_result
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
@@ -26,7 +16,6 @@ from sklearn.linear_model import RidgeCV
 
 from calibration.cost import NetworkCost
 from calibration.database import LatencyDatabase, LatencyRecord
-from calibration.heldout import FOLDS, HeldOutError, conformal, outer_folds
 from calibration.lpnet import FitOptions, fit_once
 from calibration.skeleton import Skeleton
 from targets import load_target
@@ -39,12 +28,11 @@ Predict = Callable[[Array], Array]  # (N, G) kept channels -> (N,) ratios to the
 KNOTS = 5  # of a look-up table, along each side of a layer
 RIDGES = np.geomspace(1e-6, 1, 13)
 TREES = {"random_state": 0}
-WELL_MEASURED = 0.02  # half of a measurement's 95 % interval, as a share of the ratio
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The measured networks of one run, all under one fingerprint."""
+    """Networks that were measured under one fingerprint."""
 
     skeleton: Skeleton
     records: tuple[LatencyRecord, ...]
@@ -52,10 +40,10 @@ class Problem:
     block: int
 
     @classmethod
-    def open(cls, folder: Path) -> Problem:
+    def open(cls, folder: Path, measured: str = "calibrate/latency.sqlite") -> Problem:
         """Of a run folder; of several fingerprints, the one with the most records."""
         skeleton = Skeleton.open(folder / "trace")
-        with LatencyDatabase(folder / "calibrate" / "latency.sqlite") as database:
+        with LatencyDatabase(folder / measured) as database:
             known = [row.fingerprint for row in database.rows(skeleton.sha256)]
             fingerprint = max(known, key=known.count)
             records = database.records(skeleton.sha256, fingerprint)
@@ -73,11 +61,6 @@ class Problem:
     def ratios(self) -> Array:
         """(N,) measured ratios to the dense anchor."""
         return np.array([record.ratio for record in self.records])
-
-    def well_measured(self) -> NDArray[np.bool_]:
-        """(N,) whether a record's own interval is narrow enough to judge a predictor by it."""
-        halves = [(r.ratio_ci95[1] - r.ratio_ci95[0]) / 2 / r.ratio for r in self.records]
-        return np.array(halves) <= WELL_MEASURED
 
 
 Method = Callable[[Problem, Sequence[int]], Predict]  # fitted on the records of these indices
@@ -185,75 +168,3 @@ METHODS: dict[str, Method] = {
     "plain net": lambda problem, seen: lpnet(FitOptions("plain"), problem, seen),
     "LPNet": lambda problem, seen: lpnet(FitOptions(), problem, seen),
 }
-
-
-def held_out(method: Method, problem: Problem, *, seed: int = 0) -> Array:
-    """(N,) ratios, each predicted by a fit that did not see the record."""
-    folds, kept = outer_folds(len(problem.records), seed), problem.kept()
-    predicted = np.empty(len(folds))
-    for fold in range(FOLDS):
-        predict = method(problem, np.flatnonzero(folds != fold).tolist())
-        predicted[folds == fold] = predict(kept[folds == fold])
-    return predicted
-
-
-def coverage(predicted: Array, measured: Array, *, seed: int = 0) -> float:
-    """Share of records inside the 90 % interval that the other folds' errors give."""
-    folds, sizes = outer_folds(len(measured), seed), np.abs(np.log(measured / predicted))
-    inside = np.zeros(len(measured), bool)
-    for fold in range(FOLDS):
-        inside[folds == fold] = sizes[folds == fold] <= conformal(sizes[folds != fold], 0.90)
-    return float(inside.mean())
-
-
-def compare_methods(problem: Problem, *, seed: int = 0) -> dict[str, Any]:
-    """Every method's held-out error, on all records and on those measured well."""
-    well, measured = problem.well_measured(), problem.ratios()
-    rows = {}
-    for name, method in METHODS.items():
-        start = time.perf_counter()
-        predicted = held_out(method, problem, seed=seed)
-        rows[name] = {
-            "all": asdict(HeldOutError.of(predicted, measured)),
-            "well_measured": asdict(HeldOutError.of(predicted[well], measured[well])),
-            "coverage_90": coverage(predicted, measured, seed=seed),
-            "seconds_a_fit": (time.perf_counter() - start) / FOLDS,
-        }
-        say(name, rows[name])
-    return rows
-
-
-def say(name: str, row: dict[str, Any]) -> None:
-    every, well = row["all"], row["well_measured"]
-    print(
-        f"{name:24s} mean {every['mean']:6.1%}  within 5 % {every['within_5']:6.1%}  "
-        f"10 % {every['within_10']:6.1%}  rank {every['spearman']:.4f}  "
-        f"covered {row['coverage_90']:.0%}  | {well['records']} measured well: "
-        f"{well['mean']:.1%}, {well['within_5']:.1%}, {well['within_10']:.1%}",
-        flush=True,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders with a calibration")
-    parser.add_argument("--out", help="name of a result file in benchmarks/results")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    document: dict[str, Any] = {"environment": environment(), "runs": {}}
-    for folder in given.runs:
-        problem = Problem.open(folder)
-        print(f"{folder.name}: {len(problem.records)} networks on {problem.fingerprint.target}")
-        document["runs"][folder.name] = {
-            "target": problem.fingerprint.to_json(),
-            "groups": len(problem.skeleton.groups.prunable),
-            "layers": len(problem.skeleton.layers),
-            "well_measured": WELL_MEASURED,
-            "methods": compare_methods(problem),
-        }
-    if given.out:
-        write_result(given.out, document)
-
-
-if __name__ == "__main__":
-    main()

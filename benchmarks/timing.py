@@ -4,8 +4,8 @@ Two networks on one thread; their true ratio comes from fresh processes on the m
 half of them before and half after the trials. A trial is a fresh process that times both under a
 disturbance: by `compare`, and by plain loops of as much time.
 
-python benchmarks/timing.py                                  # about 15 minutes
-python benchmarks/timing.py --trials 10 --conditions same --out try.json
+python -m benchmarks.timing                                  # about 15 minutes
+python -m benchmarks.timing --trials 10 --conditions same --out try.json
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import environment, write_result
-from networks import build, small_cnn
 
+from benchmarks.common import environment, write_result
+from benchmarks.networks import build, small_cnn
 from targets.base import TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 
-HERE = Path(__file__).parent
 CORE, OTHER_CORE = 0, 1
 WIDTHS = {"candidate": 48, "anchor": 64}
 IMAGE_SIZE = 48
@@ -128,7 +127,7 @@ def _trials(
     Where a process's memory comes to lie is a part of the error, and differs between processes.
     """
     command = [
-        *(sys.executable, str(HERE / "timing_trial.py"), str(engines["candidate"])),
+        *(sys.executable, "-m", "benchmarks.timing_trial", str(engines["candidate"])),
         *(str(engines["anchor"]), "--core", str(CORE), "--precision", str(options.precision)),
     ]
     found = []
@@ -153,7 +152,7 @@ def _neighbour(arguments: Sequence[str]) -> Iterator[None]:
     if not arguments:
         yield
         return
-    with subprocess.Popen([sys.executable, str(HERE / "busy.py"), *arguments]) as busy:
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.busy", *arguments]) as busy:
         try:
             time.sleep(1.0)  # it starts up
             yield

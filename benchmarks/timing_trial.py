@@ -1,6 +1,6 @@
 """One trial of `benchmarks/timing.py` in a process of its own: one JSON line on stdout.
 
-python benchmarks/timing_trial.py A.onnx B.onnx --core 0 --precision 0.01
+python -m benchmarks.timing_trial A.onnx B.onnx --core 0 --precision 0.01
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures 100 networks that judge a calibration: `python benchmarks/lpnet_heldout.py RUN`.
+"""Measures 100 networks that judge a calibration: `python -m benchmarks.calibration_heldout RUN`.
 
 They come from a sequence of another seed and, every second one, from groups that know nothing of
 each other, as a solver mixes them; equally many from each tenth of the latency range. The range is
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from predictors import Problem, linear_in_macs
 
+from benchmarks.predictors import Problem, linear_in_macs
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.measure import Bench, measure_all
