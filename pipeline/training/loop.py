@@ -154,11 +154,12 @@ class Trainer:
         factor = cosine(share, recipe.regime.warmup)
         for group in session.optimizer.param_groups:
             group["lr"] = group["peak"] * (factor if group.get("scheduled", True) else 1)
-        _seed(recipe.seed, number, self.progress.steps, fabric.global_rank)
+        seeds = _seeds(recipe.seed, number, self.progress.steps, fabric.global_rank)
+        torch.manual_seed(seeds[0])
         images, labels = self._mixing(images.to(fabric.device), labels.to(fabric.device))
         if recipe.regime.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        value = session.steps(images, labels)
+        value = session.steps(images, labels, seed=seeds[1])
         if session.average is not None:
             session.average.update(done)
         session.on_step()
@@ -252,10 +253,10 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _seed(*numbers: int) -> None:
-    """Set torch's global generators from all the numbers."""
-    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    torch.manual_seed(int(seed))
+def _seeds(*numbers: int) -> tuple[int, int]:
+    """Two seeds made from all the numbers: for mixing images, and for the network."""
+    mixing, network = np.random.SeedSequence(numbers).generate_state(2, np.uint64).tolist()
+    return mixing, network
 
 
 @contextmanager

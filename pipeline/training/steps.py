@@ -34,11 +34,15 @@ class Steps:
         # loss scaling of 16-mixed is done in the wrapper's step
         self.optimizer = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
         self.micro_batch = recipe.regime.micro_batch or recipe.batch
-        self.shrunk = False
         self.tell: Callable[[str], None] = lambda text: None
         self._fabric, self._trained, self._loss, self._recipe = fabric, trained, loss, recipe
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def shrunk(self) -> bool:
+        """Whether memory has run out."""
+        return self.micro_batch < (self._recipe.regime.micro_batch or self._recipe.batch)
+
+    def __call__(self, images: Tensor, labels: Tensor, *, seed: int) -> Tensor:
         """Gradients of the mean loss, then one step; the loss on this process's share of images.
 
         Losses of all processes add up to the mean over the whole step. On the CPU a loss that is
@@ -46,6 +50,7 @@ class Steps:
         """
         buffers = [buffer.clone() for buffer in self._trained.buffers()]
         while True:
+            torch.manual_seed(seed)
             try:
                 value = self._gradients(images, labels)
                 break
@@ -88,5 +93,5 @@ class Steps:
             raise TrainingError(what, fix=f"use --micro-batch {tried // 2}") from error
         if tried <= LEAST_PART:
             raise TrainingError(what, fix="use smaller images, or another --device") from error
-        self.micro_batch, self.shrunk = max(LEAST_PART, tried // 2), True
+        self.micro_batch = max(LEAST_PART, tried // 2)
         self.tell(f"{what}; going on with {self.micro_batch}, gradients added up")

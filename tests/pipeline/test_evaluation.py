@@ -1,0 +1,80 @@
+"""Top-1, the best of several epochs, and batch-norm statistics made anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.evaluation import BestByValidation, Top1, recalibrate_batch_norm, top1
+
+from .training.small import FABRIC, make_data, make_model
+
+
+def test_best_epoch_comes_back(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    shares = iter([0.5, 0.75, 0.75, 0.25])
+    best = BestByValidation(model, tmp_path / "best", lambda: Top1(next(shares), 4))
+    for epoch in range(4):
+        nn.init.constant_(model.weight, epoch)
+        best()
+    best.restore()
+    assert model.weight.item() == 2  # of equals the later: it is trained longer
+
+
+def test_best_epoch_survives_a_kill(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 1.0)
+    BestByValidation(model, tmp_path / "best", lambda: Top1(0.9, 4))()
+    nn.init.constant_(model.weight, 2.0)
+    again = BestByValidation(model, tmp_path / "best", lambda: Top1(0.8, 4))
+    again()
+    again.restore()
+    assert model.weight.item() == 1.0
+
+
+def test_without_an_epoch_nothing_is_restored(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    before = model.weight.item()
+    BestByValidation(model, tmp_path / "best", lambda: Top1(1.0, 1)).restore()
+    assert model.weight.item() == before
+
+
+def test_batch_norm_gets_plain_averages_and_its_momentum_back() -> None:
+    data = make_data(train=64)
+    model = nn.Sequential(nn.BatchNorm2d(1, momentum=0.37), nn.BatchNorm2d(1, momentum=None))
+    model[0].running_mean.fill_(99.0)
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    recalibrate_batch_norm(model, data, FABRIC, batch=16)
+    batches = [images for images, _ in data.train_batches(16, seed=0, epoch=0)]
+    assert len(batches) == 4
+    means = torch.stack([images.mean() for images in batches])
+    variances = torch.stack([images.var(unbiased=True) for images in batches])
+    assert model[0].running_mean.item() == pytest.approx(means.mean().item(), rel=1e-5)
+    assert model[0].running_var.item() == pytest.approx(variances.mean().item(), rel=1e-5)
+    assert [norm.momentum for norm in model] == [0.37, None]
+    assert not model.training
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_batch_norm_reads_no_more_batches_than_asked() -> None:
+    data = make_data(train=64)
+    model = nn.Sequential(nn.BatchNorm2d(1))
+    recalibrate_batch_norm(model, data, FABRIC, batch=16, batches=2)
+    assert int(model[0].num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_top1_leaves_the_mode_as_it_was(training: bool) -> None:
+    model = make_model().train(training)
+    data = make_data()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = top1(model, data, "test", FABRIC)
+    assert model.training is training
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    images, labels = data.images("test", 12)
+    with torch.no_grad():
+        right = (model.eval()(images).argmax(1) == labels).float().mean().item()
+    assert (found.top1, found.n) == (pytest.approx(right), 12)
