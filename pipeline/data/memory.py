@@ -142,10 +142,11 @@ class InMemoryImages(ImageData):
         order = rng.permutation(len(labels))
         seeds = rng.integers(2**62, size=len(labels))
         for indices in islice(in_batches(order, batch_size), part.start, None):
-            at = torch.from_numpy(indices[part.rank :: part.of])
+            mine = indices[part.rank :: part.of]
+            at = torch.from_numpy(mine)
             moved = self._augment.apply(images[at.to(images.device)], shifts[at], flips[at])
             if magnitude := self._augment.magnitude:
-                moved = each_seeded(rand_augment(magnitude), moved, seeds[at].tolist())
+                moved = each_seeded(rand_augment(magnitude), moved, seeds[mine].tolist())
             yield self._normalised(moved), labels[at]
 
     def _normalised(self, images: Tensor) -> Tensor:

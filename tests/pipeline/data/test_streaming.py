@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 
@@ -87,3 +91,15 @@ def test_a_file_that_broke_after_the_check_is_named(make_stream, workers):
     assert "Traceback" not in str(failure.value)
     with pytest.raises(DataError, match=r"dog/0000\.jpg cannot be decoded"):
         data.take("test", torch.tensor([0, 2]))
+
+
+def test_a_killed_worker_is_told_in_words(make_stream):
+    (data,), _ = make_stream(size=64, augment=(), workers=(1,))
+    before = set(multiprocessing.active_children())
+    batches = data.train_batches(2, seed=0, epoch=0)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="a process that decodes images was killed") as failure:
+        list(batches)
+    assert "--loader-workers" in failure.value.fix
