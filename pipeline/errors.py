@@ -24,6 +24,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from calibration.errors import DatabaseError, FleetError, GroupsError, PredictorError
 from targets.errors import (
     BuildError,
@@ -52,6 +55,7 @@ __all__ = [
     "PredictorError",
     "TargetUnavailableError",
     "TrainingError",
+    "loader_faults_told",
 ]
 
 
@@ -89,3 +93,21 @@ class InconclusiveError(DeployError):
 
 class BundleError(DeployError):
     """Wrong schema, a missing file, or a file whose digest differs."""
+
+
+@contextmanager
+def loader_faults_told() -> Iterator[None]:
+    """DataError if a process that decodes images dies inside.
+
+    torch learns of it by a signal and raises wherever the program happens to be, so this stands
+    around whole stages.
+    """
+    try:
+        yield
+    except RuntimeError as failure:
+        if "DataLoader worker" not in str(failure):
+            raise
+        raise DataError(
+            f"a process that decodes images died: {failure}",
+            fix="see that there is memory for all of them, or lower --loader-workers",
+        ) from failure

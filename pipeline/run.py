@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from calibration.widths import dump
 from pipeline.budget import Budget, contradiction
-from pipeline.errors import DeployError, MissingInputError
+from pipeline.errors import DeployError, MissingInputError, loader_faults_told
 from pipeline.files import digest, digests, disk_faults_told, replace_folder, write_atomically
 from pipeline.options import PruneOptions, complaint
 
@@ -167,7 +167,8 @@ class Run:
         with disk_faults_told(f"{stage.name} stopped", self._partial(stage)):
             partial = self._open_partial(stage)
             self.event("stage started", stage=stage.name)
-            stage.execute(Context(self, stage, partial, reporter))
+            with loader_faults_told():
+                stage.execute(Context(self, stage, partial, reporter))
             self._finish(stage, partial)
             self.event("stage finished", stage=stage.name)
         return True

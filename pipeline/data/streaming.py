@@ -22,7 +22,7 @@ from pipeline.data.decode import CORRUPT, Size, fit, open_rgb, processors
 from pipeline.data.memory import BatchAugment
 from pipeline.data.rand_augment import rand_augment
 from pipeline.data.splits import epoch_indices
-from pipeline.errors import DataError
+from pipeline.errors import DataError, loader_faults_told
 
 Item = tuple[Tensor, int]
 CORRUPT_LABEL = -1
@@ -120,17 +120,10 @@ class StreamingImages(ImageData):
 
     def _load(self, files: _Files, plan: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         loader = self._loader(files, plan)
-        try:
+        with loader_faults_told():
             for indices, (images, labels) in zip(plan, loader, strict=True):
                 _require_decoded(files, indices, labels.tolist())
                 yield self._normalised(images.to(self._mean.device, non_blocking=True)), labels
-        except RuntimeError as failure:
-            if "DataLoader worker" not in str(failure):
-                raise
-            raise DataError(
-                f"a process that decodes images was killed: {failure}",
-                fix="see that there is memory for all of them, or lower --loader-workers",
-            ) from failure
 
     def _loader(self, files: _Files, plan: list[list[int]]) -> Iterator[list[Tensor]]:
         with warnings.catch_warnings():
