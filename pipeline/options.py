@@ -195,15 +195,44 @@ class PruneOptions:
         "0.6x of the dense network; or 4.0ms of latency, 1.2G multiply-adds, 3.4M parameters",
     )
     percentile: Percentile = option("p50", "which percentile of the latency the budget bounds")
-    method: Literal["wgates", "l1", "uniform"] = option("wgates", "W-Gates, or a baseline")
+    method: Literal["wgates", "l1", "group-norm", "bn-scale", "uniform", "random"] = option(
+        "wgates", "W-Gates, or a baseline that the dense weights decide"
+    )
+    budget_mode: Literal["bound", "penalty"] = option(
+        "bound",
+        "gates learn to hit the budget, or weigh alpha * log(1 + cost / dense cost) against the "
+        "task, where the budget only bounds the final selection",
+    )
+    alpha: float = option(1.0, "weight of the cost in --budget-mode penalty", least=0)
+    min_width: Share = option(
+        Share(0.0),
+        "least share of a group's channels to keep (never below the floor)",
+        least=0,
+        most=1,
+    )
     gate_epochs: int = option(12, "epochs of gated training", least=0)
-    gate_lr: float = option(0.1, "learning rate of the gates", least=0)
+    live_share: Share = option(
+        Share(2 / 3),
+        "share of the gated epochs in which gates move; then masks are fixed",
+        above=0,
+        most=1,
+    )
+    gate_lr: float = option(1.0, "speed of the gates, whatever the training's length", least=0)
     weight_lr: float = option(
         0.02, "peak learning rate of the weights during gated training", least=0
     )
-    dual_lr: float = option(0.1, "step of dual ascent on the budget", least=0)
+    dual_lr: float = option(0.4, "speed of dual ascent on the budget, likewise", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
+    gate_start: Literal["norm", "shuffled", "drawn"] = option(
+        "norm", "first scores: in the order of filter norms, in any order, or normally distributed"
+    )
     detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
+    gate_distill: float = option(
+        0.0, "weight of distillation during gated training, 0 to 1", least=0, most=1
+    )
+    snap_gates: bool = option(
+        True, "fill groups up to the target's measured fast widths while gates learn"
+    )
     margin: float = option(
         0.02, "aim this share below the budget (of latency; a count is exact)", least=0, below=1
     )

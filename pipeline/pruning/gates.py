@@ -3,89 +3,58 @@
 Scores s = W* F come from a fully connected layer per producing layer on the layer's filters,
 flattened to (n, m*k*k) and standardised by row; layers that write into the same channels share
 one gate vector, the mean of their scores. The forward gate is binary, b = (sign(s) + 1) / 2; the
-backward pass uses a polynomial surrogate. Gates apply after batch norm: before it, a closed
-channel would come out as the norm's shift, not as nothing.
+backward pass uses a surrogate.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
+from calibration.widths import ChannelGroup, ChannelGroups, Slice
+from pipeline.pruning.masking import masked as masked
+from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
-Surrogate = Literal["poly", "tanh", "ste"]
+Start = Literal["norm", "shuffled", "drawn"]
 
 START_LOW, START_HIGH = 0.05, 0.40  # of the first scores: open, and inside the live window
+DRAWN = 0.1  # standard deviation of first scores that are drawn
 
 
-class BinaryGate(torch.autograd.Function):
-    """Forward 1[s >= 0]; backward the slope of a continuous surrogate.
+@dataclass(frozen=True)
+class GateForm:
+    """What a gate is made of."""
 
-    `poly`: db/ds = 2 + 4s on [-1/2, 0), 2 - 4s on [0, 1/2), else 0 (Bi-Real style);
-    `tanh`: the slope of (tanh(2s) + 1) / 2; `ste`: 1 everywhere.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, surrogate: Surrogate) -> Tensor:
-        ctx.save_for_backward(scores)
-        ctx.surrogate = surrogate
-        return (scores >= 0).to(scores.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (scores,) = ctx.saved_tensors
-        return grads[0] * surrogate_slope(scores, ctx.surrogate), None
-
-
-def surrogate_slope(scores: Tensor, surrogate: Surrogate) -> Tensor:
-    """d(gate)/d(score), elementwise."""
-    if surrogate == "ste":
-        return torch.ones_like(scores)
-    if surrogate == "tanh":
-        return 1 - torch.tanh(2 * scores) ** 2
-    return torch.clamp(2 - 4 * scores.abs(), min=0)
-
-
-class LiveClamp(torch.autograd.Function):
-    """Clamp into the surrogate's live window; outside, only gradients that lead back in pass.
-
-    Beyond (-1/2, 1/2) the polynomial slope is zero and a gate would freeze for good. With a plain
-    straight-through clamp scores run away instead: a few hundred steps of the latency term put
-    them so far out that no image brings them back.
-    """
-
-    LIMIT = 0.4  # where the polynomial slope is still a fifth of its peak
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        ctx.save_for_backward(scores)
-        return scores.clamp(-LiveClamp.LIMIT, LiveClamp.LIMIT)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (scores,) = ctx.saved_tensors
-        # descent moves a score against its gradient: equal signs mean back towards the window
-        outward = (scores.abs() > LiveClamp.LIMIT) & (scores * grads[0] < 0)
-        return grads[0].masked_fill(outward, 0)
+    surrogate: Surrogate = "poly"
+    start: Start = "norm"
+    detach_input: bool = False  # keep gate gradients away from the filters
+    steps: Mapping[str, int] = field(default_factory=dict)  # fast widths, by group
 
 
 class GroupGate(nn.Module):
     """The gate vector of one channel group."""
 
     def __init__(
-        self, group: ChannelGroup, model: nn.Module, floor: int, surrogate: Surrogate
+        self,
+        group: ChannelGroup,
+        model: nn.Module,
+        floor: int,
+        settings: GateForm,
     ) -> None:
         super().__init__()
-        self.channels, self.floor, self.surrogate = group.channels, floor, surrogate
+        self.channels, self.floor = group.channels, floor
+        self.step = settings.steps.get(group.name, 1)
+        self.surrogate = settings.surrogate
         self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
+        self.rows = [own_rows(model, piece) for piece in self.producers]
         self.score = nn.ModuleList()
-        wanted = _initial_scores([filters_of(model, piece) for piece in self.producers])
+        wanted = _first_scores(
+            [filters_of(model, piece) for piece in self.producers], settings.start
+        )
         for piece in self.producers:
             self.score.append(_fitted(_standardised(filters_of(model, piece)), wanted))
 
@@ -96,8 +65,8 @@ class GroupGate(nn.Module):
     def scores(self, model: nn.Module, *, detach_input: bool = False) -> Tensor:
         """(channels,) scores, the mean over the group's producers."""
         total = torch.zeros((), device=next(self.parameters()).device)
-        for piece, layer in zip(self.producers, self.layers(), strict=True):
-            filters = filters_of(model, piece)
+        for piece, rows, layer in zip(self.producers, self.rows, self.layers(), strict=True):
+            filters = _filters(model, piece, rows)
             filters = filters.detach() if detach_input else filters
             total = total + layer(_standardised(filters)).squeeze(1)
         return total / len(self.producers)
@@ -105,12 +74,23 @@ class GroupGate(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         """(channels,) binary gates; at least `floor` stay open, those with the best scores."""
         gates: Tensor = BinaryGate.apply(LiveClamp.apply(scores), self.surrogate)
-        if int(gates.sum()) < self.floor:
-            best = scores.detach().topk(self.floor).indices
-            held_open = torch.zeros_like(gates).index_fill(0, best, 1.0)
-            # a constant on top: the surrogate's slope still reaches the score
-            gates = gates + (held_open - gates).detach().clamp_min(0)
-        return gates
+        return _held_open(gates, scores, torch.full_like(gates[0], self.floor))
+
+    def filled(self, gates: Tensor, scores: Tensor) -> Tensor:
+        """The same with the best of the closed ones open, up to the next fast width."""
+        if self.step == 1:
+            return gates
+        return _held_open(gates, scores, torch.ceil(gates.detach().sum() / self.step) * self.step)
+
+
+def _held_open(gates: Tensor, scores: Tensor, least: Tensor) -> Tensor:
+    """`gates` with at least the `least` best-scored ones open; no value is waited for.
+
+    A constant on top: the surrogate's slope still reaches every score.
+    """
+    ranks = scores.detach().argsort(descending=True, stable=True).argsort()
+    best = (ranks < least).to(gates.dtype)
+    return gates + (best - gates).detach().clamp_min(0)
 
 
 class FilterGates(nn.Module):
@@ -120,22 +100,33 @@ class FilterGates(nn.Module):
         self,
         groups: ChannelGroups,
         model: nn.Module,
-        *,
         floors: Mapping[str, int],
-        surrogate: Surrogate = "poly",
-        detach_input: bool = False,
+        settings: GateForm = GateForm(),  # noqa: B008  a frozen value
     ) -> None:
         super().__init__()
-        self.names = groups.names
-        self.detach_input = detach_input
+        self.names, self.settings = groups.names, settings
         self.gate = nn.ModuleList(
-            GroupGate(group, model, floors[group.name], surrogate) for group in groups.prunable
+            GroupGate(group, model, floors[group.name], settings) for group in groups.prunable
         )
 
     def scores(self, model: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: gate.scores(model, detach_input=self.detach_input) for name, gate in self._named()
-        }
+        """Group name -> (channels,) scores."""
+        detach = self.settings.detach_input
+        return {name: gate.scores(model, detach_input=detach) for name, gate in self._named()}
+
+    def of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Group name -> (channels,) gates of these scores: what the cost counts."""
+        return {name: gate(scores[name]) for name, gate in self._named()}
+
+    def filled(
+        self, gates: Mapping[str, Tensor], scores: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The same, filled up to the fast widths: what the model's forward sees."""
+        return {name: gate.filled(gates[name], scores[name]) for name, gate in self._named()}
+
+    def forward(self, model: nn.Module) -> dict[str, Tensor]:
+        """Group name -> (channels,) gates."""
+        return self.of(self.scores(model))
 
     def each(self) -> list[GroupGate]:
         """The gates, in group order."""
@@ -144,75 +135,10 @@ class FilterGates(nn.Module):
     def _named(self) -> list[tuple[str, GroupGate]]:
         return list(zip(self.names, self.each(), strict=True))
 
-    def forward(self, model: nn.Module) -> dict[str, Tensor]:
-        """Group name -> (channels,) gates."""
-        scores = self.scores(model)
-        return {name: gate(scores[name]) for name, gate in zip(self.names, self.gate, strict=True)}
-
 
 def widths_of(gates: Mapping[str, Tensor]) -> Tensor:
     """Open gates per group as a (1, G) tensor, differentiable."""
     return torch.stack([gate.sum() for gate in gates.values()]).unsqueeze(0)
-
-
-@contextlib.contextmanager
-def gated(
-    model: nn.Module, groups: ChannelGroups, gates: Callable[[], Mapping[str, Tensor]]
-) -> Iterator[None]:
-    """Within the block, the model's forward multiplies gated outputs by `gates()`.
-
-    `gates` is asked once per gated module and forward; let it return what the step computed.
-    """
-    handles = []
-    try:
-        for group in groups.prunable:
-            for piece in group.slices:
-                if piece.gate:
-                    module = model.get_submodule(piece.tensor.rpartition(".")[0])
-                    index = _index(piece, module)
-                    hook = functools.partial(_apply, name=group.name, index=index, gates=gates)
-                    handles.append(module.register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def masked(
-    model: nn.Module, groups: ChannelGroups, plan: Plan
-) -> contextlib.AbstractContextManager[None]:
-    """Gate the model by a plan's fixed masks: what physical slicing must be equal to."""
-    like = next(model.parameters())
-    masks = {}
-    for group in groups.prunable:
-        mask = torch.zeros(group.channels, dtype=like.dtype, device=like.device)
-        mask[list(plan.kept[group.name])] = 1
-        masks[group.name] = mask
-    return gated(model, groups, lambda: masks)
-
-
-def _apply(
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    output: Tensor,
-    *,
-    name: str,
-    index: Tensor | None,
-    gates: Callable[[], Mapping[str, Tensor]],
-) -> Tensor:
-    gate = gates()[name]
-    if index is not None:  # rows that belong to no channel of the group stay as they are
-        gate = torch.cat([gate, gate.new_ones(1)])[index.to(gate.device)]
-    return output * gate.to(output.dtype).view(1, -1, *([1] * (output.dim() - 2)))
-
-
-def _index(piece: Slice, module: nn.Module) -> Tensor | None:
-    """Row -> channel of the group; rows of other groups point one past the last channel."""
-    rows = getattr(module, piece.tensor.rpartition(".")[2]).shape[piece.dim]
-    index = torch.full((rows,), len(piece.rows))
-    for channel, owned in enumerate(piece.rows):
-        index[list(owned)] = channel
-    return None if torch.equal(index, torch.arange(len(piece.rows))) else index
 
 
 def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
@@ -221,7 +147,11 @@ def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
     A depthwise convolution owns no gate: its filters follow the layer before it.
     """
     module = model.get_submodule(piece.tensor.rpartition(".")[0])
-    if piece.dim != 0 or not piece.tensor.endswith(".weight"):
+    if not piece.tensor.endswith(".weight"):
+        return False
+    if isinstance(module, nn.ConvTranspose2d):
+        return piece.dim == 1 and module.groups == 1
+    if piece.dim != 0:
         return False
     if isinstance(module, nn.Conv2d):
         return not (module.groups > 1 and module.weight.shape[1] == 1)
@@ -240,15 +170,19 @@ def _standardised(filters: Tensor) -> Tensor:
     return centred / norm.clamp_min(1e-8)
 
 
-def _initial_scores(banks: list[Tensor]) -> Tensor:
-    """(channels,) scores to start from: all open, spread evenly, in the order of filter norms.
+def _first_scores(banks: list[Tensor], start: Start) -> Tensor:
+    """(channels,) scores to start from: all open, in the live window.
 
-    Spread, so that a rising price closes gates one by one and not a group at once; by norm (the
-    mean over the group's producers), so that learning starts from a sensible order.
+    `norm` and `shuffled` spread them evenly, so that a rising price closes gates one by one and
+    not a group at once; `norm` in the order of filter norms (the mean over the group's
+    producers), so that learning starts from a sensible order. `drawn`: normal, as in the paper.
     """
+    middle, count = (START_LOW + START_HIGH) / 2, len(banks[0])
+    if start == "drawn":
+        return (middle + DRAWN * torch.randn(count)).clamp(1e-3, 2 * middle)
     norms = torch.stack([bank.detach().abs().mean(1) for bank in banks]).mean(0).cpu()
-    ranks = norms.argsort().argsort().float()
-    wanted: Tensor = START_LOW + (START_HIGH - START_LOW) * ranks / max(len(norms) - 1, 1)
+    ranks = norms.argsort().argsort().float() if start == "norm" else torch.randperm(count).float()
+    wanted: Tensor = START_LOW + (START_HIGH - START_LOW) * ranks / max(count - 1, 1)
     return wanted
 
 
@@ -269,6 +203,17 @@ def _fitted(rows: Tensor, wanted: Tensor) -> nn.Linear:
 
 def filters_of(model: nn.Module, piece: Slice) -> Tensor:
     """(channels, rows * m*k*k) weights of the filters that make each channel."""
-    weight = model.get_parameter(piece.tensor)
-    rows = torch.tensor(piece.rows, device=weight.device)
-    return weight[rows.ravel()].reshape(len(piece.rows), -1)
+    return _filters(model, piece, own_rows(model, piece))
+
+
+def own_rows(model: nn.Module, piece: Slice) -> Tensor | None:
+    """The rows of all channels in order; None where they are the whole weight as it stands."""
+    rows = torch.tensor(piece.rows).ravel()
+    whole = torch.arange(model.get_parameter(piece.tensor).shape[piece.dim])
+    return None if torch.equal(rows, whole) else rows
+
+
+def _filters(model: nn.Module, piece: Slice, rows: Tensor | None) -> Tensor:
+    weight = model.get_parameter(piece.tensor).transpose(0, piece.dim)
+    own = weight if rows is None else weight[rows.to(weight.device)]
+    return own.reshape(len(piece.rows), -1)

@@ -1,53 +1,98 @@
-"""Baselines that need no training to decide: filter norms and uniform widths.
+"""Baselines that need no training to decide: what the dense weights say, or nothing at all.
 
 L1 norm of filters: Li et al., "Pruning Filters for Efficient ConvNets" (arXiv 1608.08710).
+Scale of batch norms: Liu et al., "Network Slimming" (arXiv 1708.06519).
+Norm of a group: Fang et al., "DepGraph" (arXiv 2301.12900). Both without their sparse training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan
+from calibration.widths import ChannelGroup, Plan, Slice
+from pipeline.errors import GroupsError
 from pipeline.pruning.gates import filters_of, is_filter_bank
-from pipeline.pruning.select import Cost, Selector, uniform_widths
+from pipeline.pruning.select import Cost, Scores, Selector, uniform_widths
 from pipeline.training import Trainer
 
+Score = Callable[[nn.Module, ChannelGroup], Tensor]  # -> (channels,), higher is kept
 
-def l1_scores(model: nn.Module, skeleton: Skeleton) -> dict[str, NDArray[np.float64]]:
-    """Group -> (channels,) mean |weight| of the filters that make each channel."""
-    scores = {}
+
+def l1_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """(channels,) mean |weight| of the filters that make each channel."""
+    producers = [piece for piece in group.slices if is_filter_bank(piece, model)]
+    return torch.stack([filters_of(model, piece).abs().mean(1) for piece in producers]).mean(0)
+
+
+def group_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """(channels,) L2 norm of all weights that go when the channel goes, biases apart."""
+    weights = [piece for piece in group.slices if piece.tensor.endswith(".weight")]
+    return torch.stack([_squares(model, piece) for piece in weights]).sum(0).sqrt()
+
+
+def bn_scale(model: nn.Module, group: ChannelGroup) -> Tensor:
+    """(channels,) mean |scale| of the batch norms that the channel passes before a gate."""
+    owners = {p.tensor.rpartition(".")[0]: p for p in group.slices if p.gate}
+    modules = {name: model.get_submodule(name) for name in owners}
+    if not all(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine for m in modules.values()
+    ):
+        raise GroupsError(
+            f"--method bn-scale: not every layer of group {group.name} has a batch norm behind it",
+            fix="use --method l1, group-norm or wgates",
+        )
+    scales = [
+        model.get_parameter(f"{name}.weight").abs()[torch.tensor(piece.rows)].mean(1)
+        for name, piece in owners.items()
+    ]
+    return torch.stack(scales).mean(0)
+
+
+def _squares(model: nn.Module, piece: Slice) -> Tensor:
+    """(channels,) sums of the squared weights that each channel owns in the piece."""
+    weight = model.get_parameter(piece.tensor).movedim(piece.dim, 0)
+    return weight[torch.tensor(piece.rows).ravel()].reshape(len(piece.rows), -1).square().sum(1)
+
+
+def scores_by(score: Score, model: nn.Module, skeleton: Skeleton) -> Scores:
+    """Group -> (channels,) scores."""
     with torch.no_grad():
-        for group in skeleton.groups.prunable:
-            producers = [piece for piece in group.slices if is_filter_bank(piece, model)]
-            norms = [filters_of(model, piece).abs().mean(1) for piece in producers]
-            scores[group.name] = torch.stack(norms).mean(0).double().cpu().numpy()
-    return scores
+        found = {g.name: score(model, g) for g in skeleton.groups.prunable}
+    return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
-class L1Norm:
-    """Widths and channels by filter norm: the least norm lost for what each step saves."""
+def drawn_scores(skeleton: Skeleton, seed: int) -> Scores:
+    """Group -> (channels,) random scores."""
+    rng = np.random.default_rng(seed)
+    return {group.name: rng.random(group.channels) for group in skeleton.groups.prunable}
 
-    def __init__(self, model: nn.Module, skeleton: Skeleton) -> None:
+
+class Ranking:
+    """Widths and channels by score: the least of it lost for what each step saves."""
+
+    def __init__(self, model: nn.Module, skeleton: Skeleton, scores: Scores) -> None:
         self.skeleton = skeleton
         self.trained = nn.ModuleDict({"model": model})
-        self._scores = l1_scores(model, skeleton)
+        self._scores: dict[str, NDArray[np.float64]] = dict(scores)
 
     def solving_epochs(self, epochs: int) -> int:
         return 0
 
     def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
-        """Nothing to learn: the dense weights decide."""
+        """Nothing to learn: the scores decide."""
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         return selector.choose(self._scores, self.skeleton.groups.full().kept, aim)
 
 
-class UniformWidth(L1Norm):
-    """The same share of every group, the filters of largest norm: the uniformly thinner net."""
+class UniformRanking(Ranking):
+    """The same share of every group, the channels of the best scores: the uniformly thinner net."""
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         return selector.plan(self._scores, uniform_widths(selector, aim).kept)

@@ -9,12 +9,21 @@ from torch import nn
 
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
-from pipeline.pruning.magnitude import L1Norm, UniformWidth
+from pipeline.pruning.magnitude import (
+    Ranking,
+    UniformRanking,
+    bn_scale,
+    drawn_scores,
+    group_norm,
+    l1_norm,
+    scores_by,
+)
 from pipeline.pruning.select import Cost, Selector
+from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.pruning.wgates import GateSettings, WGates
 from pipeline.training import Trainer
 
-Method = Literal["wgates", "l1", "uniform"]
+Method = Literal["wgates", "l1", "group-norm", "bn-scale", "uniform", "random"]
 
 
 class Pruner(Protocol):
@@ -38,12 +47,21 @@ class Pruner(Protocol):
 
 
 def make_pruner(
-    method: Method, model: nn.Module, skeleton: Skeleton, settings: GateSettings, *, multiple: int
+    method: Method,
+    model: nn.Module,
+    skeleton: Skeleton,
+    settings: GateSettings,
+    *,
+    multiple: int,
+    task: TaskLoss = plain_task,
 ) -> Pruner:
-    """The method by name, on a dense model of its own."""
+    """The method by name, on a dense model of its own; `task` is what gated training minimises."""
     makers: dict[str, Callable[[], Pruner]] = {
-        "wgates": lambda: WGates(model, skeleton, settings, multiple=multiple),
-        "l1": lambda: L1Norm(model, skeleton),
-        "uniform": lambda: UniformWidth(model, skeleton),
+        "wgates": lambda: WGates(model, skeleton, settings, multiple=multiple, task=task),
+        "l1": lambda: Ranking(model, skeleton, scores_by(l1_norm, model, skeleton)),
+        "group-norm": lambda: Ranking(model, skeleton, scores_by(group_norm, model, skeleton)),
+        "bn-scale": lambda: Ranking(model, skeleton, scores_by(bn_scale, model, skeleton)),
+        "uniform": lambda: UniformRanking(model, skeleton, scores_by(l1_norm, model, skeleton)),
+        "random": lambda: UniformRanking(model, skeleton, drawn_scores(skeleton, seed=0)),
     }
     return makers[method]()

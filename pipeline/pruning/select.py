@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan, WidthVector, legal_widths, snap
+from calibration.widths import ChannelGroup, Plan, WidthVector, legal_widths, snap
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
@@ -39,6 +39,7 @@ class Selector:
     multiple: int
     # channels from step to step of the latency, for groups where calibration measured them
     steps: Mapping[str, int] = field(default_factory=dict)
+    min_width: float = 0.0  # least share of a group's channels
 
     def choose(self, scores: Scores, start: Sequence[int], aim: float) -> Plan:
         """The plan nearest to `start` (kept channels per group) that is priced to fit.
@@ -49,13 +50,19 @@ class Selector:
         channel blocks) are taken at once.
         """
         full = self.skeleton.groups.full().kept
-        kept = list(snap(start, full, self.multiple))
+        allowed = [self.allowed(group) for group in self.skeleton.groups.prunable]
+        near = snap(start, full, self.multiple)
+        kept = [max(width, widths[0]) for width, widths in zip(near, allowed, strict=True)]
         worth = [_cumulative(scores[name]) for name in self.skeleton.groups.names]
         while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
             kept[best[0]] = best[1]
         while best := self._best(kept, worth, +1, aim):
             kept[best[0]] = best[1]
         return self.plan(scores, self._fast_side(kept))
+
+    def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
+        """Widths that the group may have."""
+        return allowed_widths(group, self.multiple, self.min_width)
 
     def _fast_side(self, kept: Sequence[int]) -> list[int]:
         """Each group filled up to its measured step: those channels cost no time."""
@@ -88,7 +95,7 @@ class Selector:
         steps = [
             (index, width)
             for index, group in enumerate(self.skeleton.groups.prunable)
-            for width in _next(legal_widths(group.channels, self.multiple), kept[index], direction)
+            for width in _next(self.allowed(group), kept[index], direction)
         ]
         if not steps:
             return None
@@ -102,6 +109,12 @@ class Selector:
         if not useful.any():
             return None if direction > 0 else steps[int(np.argmax(rank))]
         return steps[int(np.argmax(np.where(useful, rank, -np.inf)))]
+
+
+def allowed_widths(group: ChannelGroup, multiple: int, min_width: float) -> tuple[int, ...]:
+    """The group's legal widths of at least `min_width` of its channels."""
+    legal = legal_widths(group.channels, multiple)
+    return tuple(width for width in legal if width >= min_width * group.channels)
 
 
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
@@ -123,10 +136,12 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def uniform_widths(selector: Selector, aim: float) -> WidthVector:
     """The widest common share of channels that is priced to fit: the plainest baseline."""
-    groups, multiple = selector.skeleton.groups, selector.multiple
-    full, floor = groups.full().as_array(), groups.floor(multiple).as_array()
+    groups = selector.skeleton.groups
+    full = groups.full().as_array()
+    floor = np.array([selector.allowed(group)[0] for group in groups.prunable])
     for share in np.linspace(1, 0, 201):
-        kept = snap(np.maximum(full * share, floor).tolist(), full.tolist(), multiple)
+        wished = np.maximum(full * share, floor).tolist()
+        kept = tuple(np.maximum(snap(wished, full.tolist(), selector.multiple), floor).tolist())
         if selector.price(np.array([kept], float))[0] <= aim:
             return WidthVector(groups.names, kept)
-    return groups.floor(multiple)
+    return WidthVector(groups.names, tuple(floor.tolist()))

@@ -1,7 +1,8 @@
 """W-Gates training: weights, gates and widths together under a cost: latency, MACs or parameters.
 
-loss = cross entropy + multiplier * relu(cost / aim - 1), the multiplier by dual ascent, so that
-the budget is reached rather than traded against (methods: adapter A2).
+loss = task + price * (cost / aim - 1), the price by dual ascent, so that the budget is reached
+rather than traded against (methods: adapter A2); or task + alpha * log(1 + cost / dense cost), the
+paper's own form (A1).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,49 +18,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan, legal_widths
+from calibration.widths import Plan
 from pipeline.evaluation import Top1, top1
-from pipeline.pruning.gates import FilterGates, Surrogate, gated, widths_of
-from pipeline.pruning.select import Cost, Selector
+from pipeline.pruning.constraint import Bound, CostTerm, Penalty
+from pipeline.pruning.gates import FilterGates, GateForm, widths_of
+from pipeline.pruning.masking import gated
+from pipeline.pruning.select import Cost, Selector, allowed_widths
+from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.training import Trainer, decayed, sgd
 
-# `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: the gates then
-# take the same path over the training, however long it is, with less noise on the way
+BudgetMode = Literal["bound", "penalty"]
+
+# `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: gates and price
+# then take the same path over the training, however long it is, with less noise on the way
 LIVE_STEPS = 100
-LIVE_SHARE = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
-FIRST_MULTIPLIER = 2.0  # from zero it would wind up while the first gates are still on their way
-RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
-
-
-class CostConstraint:
-    """relu(cost / aim - 1) with its Lagrange multiplier.
-
-    `aim` may fall while training: a constraint that is violated by little at all times lets
-    the task choose which gates close; one violated by much closes whole groups at once.
-    """
-
-    def __init__(self, cost: Cost, aim: float, dual_step: float) -> None:
-        self.cost, self.aim, self.dual_step = cost, aim, dual_step
-        self.multiplier = FIRST_MULTIPLIER
-        self.predicted = float("nan")
-
-    def loss(self, widths: Tensor) -> Tensor:
-        """The term to add for (1, G) open gates; zero, and without gradient, inside the budget."""
-        kept = widths.detach().clone().requires_grad_(True)
-        cost = self.cost(kept).sum()
-        (slope,) = torch.autograd.grad(cost, kept)
-        self.predicted = float(cost.detach())
-        excess = self.predicted / self.aim - 1
-        if excess <= 0:
-            return widths.new_zeros(())
-        # a negative slope is a wiggle of the predictor: it would reward growth
-        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / self.aim
-        return self.multiplier * (linear + excess)
-
-    def ascend(self) -> None:
-        """One step of dual ascent on the violation seen last."""
-        violation = self.predicted / self.aim - 1
-        self.multiplier = max(0.0, self.multiplier + self.dual_step * violation)
+GATES = 500  # ... and `gate_lr` for this many gates: of more, each has a smaller share in the loss
+# of the price at --gate-lr 1: the widths follow the aim within a few hundredths of the training
+GAIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -69,73 +45,71 @@ class GateSettings:
     weight_lr: float
     weight_decay: float
     dual_lr: float
-    surrogate: Surrogate
-    detach_input: bool
+    form: GateForm = GateForm()  # noqa: RUF009  a frozen value
+    mode: BudgetMode = "bound"
+    alpha: float = 1.0  # of the penalty
+    live_share: float = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
+    min_width: float = 0.0  # least share of a group's channels
 
 
 class WGates:
     """A dense model with its gates in place."""
 
     def __init__(
-        self, model: nn.Module, skeleton: Skeleton, settings: GateSettings, *, multiple: int
+        self,
+        model: nn.Module,
+        skeleton: Skeleton,
+        settings: GateSettings,
+        *,
+        multiple: int,
+        task: TaskLoss = plain_task,
     ) -> None:
         self.model, self.skeleton, self.settings = model, skeleton, settings
+        self.task = task
         groups = skeleton.groups
-        floors = {g.name: legal_widths(g.channels, multiple)[0] for g in groups.prunable}
+        floors = {
+            g.name: allowed_widths(g, multiple, settings.min_width)[0] for g in groups.prunable
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.gates = FilterGates(
-                groups,
-                model,
-                floors=floors,
-                surrogate=settings.surrogate,
-                detach_input=settings.detach_input,
-            )
+            self.gates = FilterGates(groups, model, floors, settings.form)
         self.trained = nn.ModuleDict({"model": model, "gates": self.gates})
         self._current: Mapping[str, Tensor] = {}
         self._before: NDArray[np.bool_] | None = None
 
     def solving_epochs(self, epochs: int) -> int:
-        return max(1, round(epochs * LIVE_SHARE))
+        return max(1, round(epochs * self.settings.live_share))
 
     def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
 
         With `ramp` the aim falls from the dense network's cost to `aim` over the first steps.
         """
-        total = trainer.recipe.epochs * trainer.steps_per_epoch
-        pace = min(1.0, LIVE_STEPS / max(total, 1))
-        constraint = CostConstraint(cost, aim, self.settings.dual_lr * pace)
-        full = [self.skeleton.groups.full().kept]
-        dense = float(cost(torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)))
+        total = max(1, trainer.recipe.epochs * trainer.steps_per_epoch)
+        pace = min(1.0, LIVE_STEPS / total)
         self.trained.to(trainer.fabric.device)
+        term = self._term(cost, aim, pace, trainer)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            constraint.multiplier = trainer.state.get("multiplier", constraint.multiplier)
-            share = min(1.0, trainer.state.get("steps", 0.0) / (RAMP * total)) if ramp else 1.0
-            constraint.aim = dense + share * (aim - dense)
-            self._current = self.gates(self.model)
-            task = nn.functional.cross_entropy(self.model(images), labels)
-            return task + constraint.loss(widths_of(self._current))
+            term.multiplier = trainer.state.get("multiplier", term.multiplier)
+            share = trainer.state.get("steps", 0.0) / total if ramp else 1.0
+            widths = self._look()
+            task = self.task(images, self.model(images), labels)
+            return task + term.loss(widths, share)
 
         def on_step() -> None:
-            constraint.ascend()
-            trainer.state["multiplier"] = constraint.multiplier
+            term.ascend()
+            trainer.state["multiplier"] = term.multiplier
             trainer.state["steps"] = trainer.state.get("steps", 0.0) + 1
 
         def evaluate() -> Top1:
             self.refresh()
-            trainer.state |= {"predicted": constraint.predicted, **self.health()}
+            trainer.state |= {"predicted": term.predicted, **self.health()}
             return top1(self.model, trainer.data, "val", trainer.fabric)
 
+        optimizer = self._optimizer(pace)
         with self.in_place():
-            trainer.train(
-                self.trained,
-                self._optimizer(pace),
-                loss,
-                evaluate=evaluate,
-                on_step=on_step,
-            )
+            trainer.train(self.trained, optimizer, loss, evaluate=evaluate, on_step=on_step)
         self.refresh()
 
     def propose(self, selector: Selector, aim: float) -> Plan:
@@ -144,10 +118,18 @@ class WGates:
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""
         with torch.no_grad():
-            self._current = self.gates(self.model)
+            self._look()
+
+    def _look(self) -> Tensor:
+        """Gates of the weights as they are; (1, G) open ones, differentiable."""
+        scores = self.gates.scores(self.model)
+        gates = self.gates.of(scores)
+        self._current = self.gates.filled(gates, scores)
+        return widths_of(gates)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
+        """Within the block, the model computes behind its gates."""
         with gated(self.model, self.skeleton.groups, lambda: self._current):
             yield
 
@@ -159,8 +141,8 @@ class WGates:
 
     def open_widths(self) -> tuple[int, ...]:
         """Open gates per group."""
-        self.refresh()
-        return tuple(int(gate.sum()) for gate in self._current.values())
+        with torch.no_grad():
+            return tuple(int(width) for width in self._look()[0])
 
     def health(self) -> dict[str, float]:
         """Share of gates in the surrogate's live window, and of gates that flipped since last."""
@@ -173,10 +155,22 @@ class WGates:
             "flicker": flicker,
         }
 
+    def _term(self, cost: Cost, aim: float, pace: float, trainer: Trainer) -> CostTerm:
+        settings = self.settings
+        full = [self.skeleton.groups.full().kept]
+        widths = torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)
+        dense = float(cost(widths))
+        if settings.mode == "penalty":
+            return Penalty(cost, settings.alpha, dense=dense)
+        gain = GAIN / max(settings.gate_lr, 1e-12)
+        return Bound(cost, aim, dense=dense, gain=gain, dual_step=settings.dual_lr * pace)
+
     def _optimizer(self, pace: float) -> torch.optim.Optimizer:
-        settings, gate_lr = self.settings, self.settings.gate_lr * pace
-        # no weight decay: it would pull every score towards the threshold
-        steady = {"weight_decay": 0.0, "scheduled": False}
+        settings = self.settings
+        gate_lr = settings.gate_lr * pace * sum(gate.channels for gate in self.gates.each()) / GATES
+        # no momentum: the price would act late and swing; no weight decay: it would pull every
+        # score towards the threshold
+        steady = {"weight_decay": 0.0, "scheduled": False, "momentum": 0.0, "nesterov": False}
         weights, biases = [], []
         for gate in self.gates.each():
             weights += [layer.weight for layer in gate.layers()]

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 
-from torch.nn.functional import cross_entropy
-
 from calibration.candidates import Slicer
 from calibration.cliffs import snapping, step_maps
 from calibration.database import LatencyDatabase, LatencyRecord
@@ -17,9 +15,11 @@ from calibration.widths import Plan, WidthVector
 from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
 from pipeline.options import PrepareOptions, PruneOptions
-from pipeline.pruning.gates import masked
+from pipeline.pruning.gates import GateForm
+from pipeline.pruning.masking import masked
 from pipeline.pruning.pruner import make_pruner
 from pipeline.pruning.select import Cost, Selector, priced
+from pipeline.pruning.task import TaskLoss, distilled_task, plain_task
 from pipeline.pruning.wgates import GateSettings
 from pipeline.run import Context
 from pipeline.serving import settled_keep_fp32, target_of
@@ -60,12 +60,14 @@ class Solving:
         )
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
+        self.task = self._task()
         self.pruner = make_pruner(
             self.options.method,
             self.model,
             self.skeleton,
-            _settings(self.options, self.prepare),
+            _settings(self.options, self.prepare, self._steps()),
             multiple=self.target.channel_multiple,
+            task=self.task,
         )
         self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
 
@@ -81,7 +83,8 @@ class Solving:
     def propose(self, cost: Cost, aim: float) -> Plan:
         """The method's plan for `aim`, as the cost, on the CPU, has it."""
         multiple = self.target.channel_multiple
-        selector = Selector(self.skeleton, priced(cost), multiple, self._steps())
+        steps, least = self._steps(), self.options.min_width
+        selector = Selector(self.skeleton, priced(cost), multiple, steps, least)
         return self.pruner.propose(selector, aim)
 
     def _steps(self) -> Mapping[str, int]:
@@ -108,9 +111,15 @@ class Solving:
             return trainer.train(
                 self.model,
                 sgd(decayed(self.model, self.options.weight_lr, self.prepare.weight_decay)),
-                lambda images, labels: cross_entropy(self.model(images), labels),
+                lambda images, labels: self.task(images, self.model(images), labels),
                 evaluate=lambda: top1(self.model, self.data, "val", self.fabric),
             )
+
+    def _task(self) -> TaskLoss:
+        weight = self.options.gate_distill
+        if weight == 0:
+            return plain_task
+        return distilled_task(dense_model(self.context).to(self.fabric.device), weight)
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
         recipe = recipe_of(self.prepare, label, epochs, "lower --weight-lr or --gate-lr")
@@ -119,12 +128,22 @@ class Solving:
         return trainer_of(self.context, plain)
 
 
-def _settings(options: PruneOptions, prepare: PrepareOptions) -> GateSettings:
+def _settings(
+    options: PruneOptions, prepare: PrepareOptions, steps: Mapping[str, int]
+) -> GateSettings:
     return GateSettings(
         gate_lr=options.gate_lr,
         weight_lr=options.weight_lr,
         weight_decay=prepare.weight_decay,
         dual_lr=options.dual_lr,
-        surrogate=options.surrogate,
-        detach_input=options.detach_gate_input,
+        form=GateForm(
+            surrogate=options.surrogate,
+            start=options.gate_start,
+            detach_input=options.detach_gate_input,
+            steps=steps if options.snap_gates else {},
+        ),
+        mode=options.budget_mode,
+        alpha=options.alpha,
+        live_share=options.live_share,
+        min_width=options.min_width,
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,17 +12,10 @@ from torch import Tensor, nn
 
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.models.zoo import create_model
-from pipeline.pruning.gates import (
-    BinaryGate,
-    FilterGates,
-    GroupGate,
-    LiveClamp,
-    Surrogate,
-    gated,
-    masked,
-    widths_of,
-)
+from pipeline.pruning.gates import FilterGates, GateForm, GroupGate, Start, widths_of
 from pipeline.pruning.groups import trace
+from pipeline.pruning.masking import gated, masked
+from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
 from .networks import Net, Network, conv, named, pooled, seeded, traced
 
@@ -56,10 +50,10 @@ def small_network() -> Network:
     return replace(traced_small(), model=copy.deepcopy(traced_small().model))
 
 
-def gates_of(network: Network, **options: bool) -> FilterGates:
+def gates_of(network: Network, **form: Any) -> FilterGates:
     floors = {group.name: 1 for group in network.skeleton.groups.prunable}
     with seeded():
-        return FilterGates(network.skeleton.groups, network.model, floors=floors, **options)
+        return FilterGates(network.skeleton.groups, network.model, floors, GateForm(**form))
 
 
 def test_the_forward_is_binary_and_open_at_zero() -> None:
@@ -103,11 +97,11 @@ def test_the_clamp_is_straight_inside_and_lets_scores_only_back_in(direction: fl
     assert (direction * scores.grad).tolist() == [low, 1, 1, 1, 1, 1, high]
 
 
-def lone_gate(channels: int, floor: int) -> GroupGate:
+def lone_gate(channels: int, floor: int, **form: Any) -> GroupGate:
     model = Net(lambda s, x: s.a(x), a=conv(3, channels))
     rows = tuple((channel,) for channel in range(channels))
     group = ChannelGroup("a", channels, (Slice("a.weight", 0, rows, gate=True),))
-    return GroupGate(group, model, floor, "poly")
+    return GroupGate(group, model, floor, GateForm(**form))
 
 
 def test_the_floor_holds_the_best_open_and_their_scores_still_learn() -> None:
@@ -121,6 +115,31 @@ def test_the_floor_holds_the_best_open_and_their_scores_still_learn() -> None:
     assert gate(torch.full((6,), 0.1)).tolist() == [1] * 6  # above the floor nothing is touched
     far = torch.tensor([-5.0, -3.0, -4.0, -2.0, -6.0, -7.0])  # the clamp makes these all equal
     assert gate(far).tolist() == [0, 1, 1, 1, 0, 0]
+
+
+def test_a_gate_is_filled_up_to_the_fast_width_and_counts_what_it_was() -> None:
+    gate = lone_gate(12, 2, steps={"a": 4})
+    scores = torch.linspace(0.3, -0.3, 12).requires_grad_(True)
+    gates = gate(scores)
+    assert int(gates.sum()) == 6
+    filled = gate.filled(gates, scores)
+    assert filled.tolist() == [1] * 8 + [0] * 4
+    filled.sum().backward()
+    assert scores.grad is not None
+    assert torch.allclose(scores.grad, 2 - 4 * scores.detach().abs())
+    whole = gate(scores.detach() + 0.5)
+    assert gate.filled(whole, scores).tolist() == [1] * 12
+    plain = lone_gate(12, 2)
+    assert plain.filled(gates, scores) is gates
+
+
+@pytest.mark.parametrize("start", get_args(Start))
+def test_every_start_is_open_and_live(start: Start) -> None:
+    network = small_network()
+    for scores in gates_of(network, start=start).scores(network.model).values():
+        assert scores.min() >= 0
+        assert scores.max() < 0.5
+        assert len(set(scores.tolist())) > 1
 
 
 @pytest.mark.parametrize(
@@ -150,7 +169,7 @@ def test_constant_filters_have_finite_scores_and_gradients() -> None:
     groups = ChannelGroups(
         tuple(ChannelGroup(name, 8, (Slice(f"{name}.weight", 0, rows),)) for name in ("a", "b"))
     )
-    gates = FilterGates(groups, model, floors={"a": 1, "b": 1})
+    gates = FilterGates(groups, model, {"a": 1, "b": 1})
     scores = gates.scores(model)
     assert len(set(scores["a"].tolist())) == 1  # one weight a filter: there is no shape to score
     assert scores["a"].min() > 0
@@ -225,6 +244,50 @@ def test_gates_apply_after_batch_norm() -> None:
     assert seen["read"][:, :4].abs().sum() > 0
 
 
+def test_gating_a_norm_is_multiplying_its_output() -> None:
+    with seeded(), torch.no_grad():
+        norm, images = nn.BatchNorm2d(4), torch.randn(3, 4, 5, 5, dtype=torch.float64)
+        norm.double().weight.uniform_(0.5, 2)
+        norm.bias.normal_()
+    rows = tuple((channel,) for channel in range(4))
+    group = ChannelGroup("n", 4, (Slice("n.running_mean", 0, rows, gate=True),))
+    model = nn.ModuleDict({"n": norm})
+    found = []
+    for folded in (True, False):
+        x = images.clone().requires_grad_(True)
+        gate = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+        if folded:
+            with gated(model, ChannelGroups((group,)), lambda gate=gate: {"n": gate}):
+                out = model["n"](x)
+        else:
+            out = norm(x) * gate.view(1, -1, 1, 1)
+        norm.zero_grad()
+        (out**3).sum().backward()
+        found.append((out, x.grad, gate.grad, norm.weight.grad, norm.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert isinstance(norm.weight, nn.Parameter)
+
+
+def test_a_norm_has_its_parameters_back_when_its_forward_fails() -> None:
+    norm = nn.BatchNorm2d(4)
+    rows = tuple((channel,) for channel in range(4))
+    groups = ChannelGroups(
+        tuple(
+            ChannelGroup(name, 4, (Slice("n.running_mean", 0, rows, gate=True),))
+            for name in ("one", "two")
+        )
+    )
+    model, weight = nn.ModuleDict({"n": norm}), norm.weight
+    gates = {"one": torch.ones(4), "two": torch.zeros(4)}
+    with gated(model, groups, lambda: gates):
+        assert model["n"](torch.randn(2, 4, 3, 3)).abs().sum() == 0
+        assert norm.weight is weight
+        with pytest.raises(RuntimeError):
+            model["n"](torch.randn(2, 5, 3, 3))
+        assert norm.weight is weight
+
+
 def test_leaving_the_block_takes_the_gates_off() -> None:
     network = small_network()
     before = network.model(network.images)
@@ -261,7 +324,7 @@ def test_a_fresh_model_gates_to_itself() -> None:
     model = create_model("wgates:resnet20", 10).eval()
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     groups = trace(model, images).groups
-    gates = FilterGates(groups, model, floors=dict.fromkeys(groups.names, 1))
+    gates = FilterGates(groups, model, dict.fromkeys(groups.names, 1))
     current = gates(model)
     with torch.no_grad(), gated(model, groups, lambda: current):
         with_gates = model(images)

@@ -1,92 +1,27 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
 from calibration.counts import Count
+from calibration.lpnet import one_thread
 from calibration.skeleton import Skeleton
-from calibration.widths import legal_widths
+from calibration.widths import WidthVector, legal_widths
+from pipeline.evaluation import Top1
 from pipeline.pruning.select import Selector, priced
-from pipeline.pruning.wgates import CostConstraint, GateSettings, WGates
+from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.training import Loss, Trainer
 
-from ...calibration.chain import chain
 from .networks import named
 
-SLOPES = torch.tensor([0.5, -0.25, 0.1])
-
-
-def plane(kept: Tensor) -> Tensor:
-    """A cost of which all is known."""
-    return 2 + kept @ SLOPES
-
-
-def constraint(aim: float) -> CostConstraint:
-    return CostConstraint(plane, aim, dual_step=0.5)
-
-
-def widths() -> Tensor:
-    return torch.tensor([[8.0, 8.0, 20.0]], requires_grad=True)  # 2 + 4 - 2 + 2 = 6
-
-
-@pytest.mark.parametrize("aim", [6.0, 7.5])
-def test_inside_the_budget_there_is_neither_loss_nor_gradient(aim: float) -> None:
-    term = constraint(aim)
-    term.multiplier = 3.0
-    loss = term.loss(widths())
-    assert float(loss) == 0
-    assert not loss.requires_grad
-    assert term.predicted == 6.0
-
-
-def test_above_the_budget_the_loss_is_the_excess_and_no_slope_rewards_growth() -> None:
-    term, kept = constraint(4.0), widths()
-    term.multiplier = 3.0
-    loss = term.loss(kept)
-    assert float(loss.detach()) == pytest.approx(3 * (6 / 4 - 1))
-    loss.backward()
-    assert kept.grad is not None
-    assert kept.grad[0].tolist() == pytest.approx([3 * 0.5 / 4, 0.0, 3 * 0.1 / 4])
-
-
-def test_the_multiplier_climbs_by_the_relative_excess() -> None:
-    term = constraint(4.0)
-    start = term.multiplier
-    assert start >= 0
-    for step in (1, 2):
-        term.loss(widths())
-        term.ascend()
-        assert term.multiplier == start + step * 0.5 * (6 / 4 - 1)
-
-
-def test_the_multiplier_falls_inside_the_budget_and_stops_at_zero() -> None:
-    term = constraint(8.0)
-    term.multiplier = 0.2
-    term.loss(widths())
-    term.ascend()
-    assert term.multiplier == pytest.approx(0.2 + 0.5 * (6 / 8 - 1))
-    term.ascend()
-    assert term.multiplier == 0
-
-
-@pytest.mark.parametrize("make", [Count.macs, Count.parameters])
-def test_under_a_count_the_gradient_is_the_exact_slope(make: Callable[[Skeleton], Count]) -> None:
-    skeleton = chain((16, 24, 32))
-    count = make(skeleton)
-    kept = torch.tensor([[12.0, 24.0, 9.0]], requires_grad=True)
-    aim = float(count(kept).detach()) / 2
-    term = CostConstraint(count, aim, dual_step=0.5)
-    term.multiplier = 3.0
-    loss = term.loss(kept)
-    assert float(loss.detach()) == pytest.approx(3.0)
-    loss.backward()
-    ahead = kept.detach().double() + 0.5 * torch.eye(3)
-    behind = kept.detach().double() - 0.5 * torch.eye(3)
-    slope = count(ahead) - count(behind)  # exact: no width multiplies itself in a chain
-    assert kept.grad is not None
-    assert kept.grad[0].tolist() == pytest.approx((3.0 * slope / aim).tolist())
+SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.4)
 
 
 @pytest.mark.parametrize("make", [Count.macs, Count.parameters])
@@ -103,15 +38,7 @@ def test_plans_fill_a_count_and_never_exceed_it(
 @pytest.fixture
 def wgates() -> WGates:
     network = named("wgates:resnet20")
-    settings = GateSettings(
-        gate_lr=0.01,
-        weight_lr=0.02,
-        weight_decay=1e-4,
-        dual_lr=1.0,
-        surrogate="poly",
-        detach_input=False,
-    )
-    return WGates(network.model, network.skeleton, settings, multiple=8)
+    return WGates(network.model, network.skeleton, SETTINGS, multiple=8)
 
 
 def test_a_fresh_model_is_all_open_and_says_so(wgates: WGates) -> None:
@@ -139,3 +66,71 @@ def test_gates_are_the_same_for_the_same_model_and_leave_the_global_seed(wgates:
     assert torch.equal(torch.random.get_rng_state(), before)
     for name, scores in again.scores().items():
         assert (scores == wgates.scores()[name]).all()
+
+
+def test_a_least_width_raises_the_floor(wgates: WGates) -> None:
+    settings = replace(SETTINGS, min_width=0.7)
+    wide = WGates(wgates.model, wgates.skeleton, settings, multiple=8)
+    with torch.no_grad():
+        for gate in wide.gates.each():
+            for layer in gate.layers():
+                layer.bias.fill_(-9)
+    widths = [min(-(-g.channels * 7 // 80) * 8, g.channels) for g in wide.skeleton.groups.prunable]
+    assert list(wide.open_widths()) == widths
+    assert widths != list(wgates.skeleton.groups.full().kept)
+
+
+class Course:
+    """A trainer of `steps` steps on 32 made-up images whose class can be seen."""
+
+    def __init__(self, steps: int, batch: int = 8) -> None:
+        self.recipe, self.steps_per_epoch = SimpleNamespace(epochs=1), steps
+        self.batch, self.state = batch, dict[str, float]()
+        self.fabric = SimpleNamespace(device=torch.device("cpu"))
+        rng = torch.Generator().manual_seed(0)
+        self.labels = torch.arange(32) % 10
+        self.images = 0.3 * torch.randn(32, 3, 16, 16, generator=rng)
+        self.images += torch.randn(10, 3, 16, 16, generator=rng)[self.labels]
+        self.rng = rng
+
+    def train(
+        self,
+        trained: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        *,
+        evaluate: Callable[[], Top1],
+        on_step: Callable[[], None],
+    ) -> None:
+        trained.train()
+        for _ in range(self.steps_per_epoch):
+            rows = torch.randint(32, (self.batch,), generator=self.rng)
+            optimizer.zero_grad()
+            loss(self.images[rows], self.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            on_step()
+
+
+@one_thread()
+@pytest.mark.parametrize("steps", [60, 200])
+@pytest.mark.parametrize("share", [0.4, 0.8])
+def test_the_widths_that_gates_learn_hit_the_aim(wgates: WGates, steps: int, share: float) -> None:
+    model = copy.deepcopy(wgates.model)
+    fresh = WGates(model, wgates.skeleton, SETTINGS, multiple=8)
+    macs = Count.macs(fresh.skeleton)
+    aim = share * macs.at(fresh.skeleton.groups.full())
+    fresh.solve(cast("Trainer", Course(steps)), macs, aim)
+    found = macs.at(WidthVector(fresh.skeleton.groups.names, fresh.open_widths()))
+    assert found == pytest.approx(aim, rel=0.05)
+    assert all(p.is_leaf for p in model.parameters())
+
+
+@one_thread()
+def test_a_penalty_trades_and_a_larger_one_prunes_more(wgates: WGates) -> None:
+    macs, costs = Count.macs(wgates.skeleton), []
+    for alpha in (0.0, 30.0):
+        settings = replace(SETTINGS, mode="penalty", alpha=alpha)
+        fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, settings, multiple=8)
+        fresh.solve(cast("Trainer", Course(40)), macs, aim=1.0)
+        costs.append(macs.at(WidthVector(fresh.skeleton.groups.names, fresh.open_widths())))
+    assert costs[1] < 0.8 * costs[0]

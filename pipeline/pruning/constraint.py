@@ -1,0 +1,85 @@
+"""The cost's part of the loss while gates learn: a bound that is hit, or the paper's penalty."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.pruning.select import Cost
+
+RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
+
+
+class CostTerm(Protocol):
+    """What training under a cost adds to the loss, and the one number it has to remember."""
+
+    multiplier: float
+    predicted: float  # the cost of the widths seen last
+
+    def loss(self, widths: Tensor, share: float) -> Tensor:
+        """The term for (1, G) open gates after `share` of the gated steps."""
+
+    def ascend(self) -> None:
+        """After each step."""
+
+
+class Bound:
+    """price * (cost / aim - 1), the price by dual ascent with a proportional part.
+
+    price = multiplier + gain * excess, d(multiplier)/dstep = dual_step * excess. Dual ascent alone
+    is an oscillator: gates integrate the price, the multiplier integrates what they are off by,
+    and in a training of any length it swings about once. The proportional part damps it. Inside
+    the budget the excess is negative, and in the end the price as well: gates that noise closed
+    open again, so that no capacity is given away.
+
+    The aim falls from the dense cost to `aim` while training: a bound that is violated by little
+    at all times lets the task choose which gates close; one violated by much closes whole groups
+    at once.
+    """
+
+    def __init__(self, cost: Cost, aim: float, *, dense: float, gain: float, dual_step: float):
+        self.cost, self.aim, self.dense = cost, aim, dense
+        self.gain, self.dual_step = gain, dual_step
+        self.multiplier = 0.0
+        self.predicted, self.excess = float("nan"), 0.0
+
+    def loss(self, widths: Tensor, share: float) -> Tensor:
+        aim = self.dense + min(1.0, share / RAMP) * (self.aim - self.dense)
+        self.predicted, slope = _priced(self.cost, widths)
+        self.excess = self.predicted / aim - 1
+        price = self.multiplier + self.gain * self.excess
+        # a negative slope is a wiggle of the predictor: it would reward growth
+        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / aim
+        return price * (linear + self.excess)
+
+    def ascend(self) -> None:
+        self.multiplier += self.dual_step * self.excess
+
+
+class Penalty:
+    """alpha * log(1 + cost / dense), as in the paper: a trade against the task, not a bound."""
+
+    def __init__(self, cost: Cost, alpha: float, *, dense: float) -> None:
+        self.cost, self.dense = cost, dense
+        self.multiplier = alpha
+        self.predicted = float("nan")
+
+    def loss(self, widths: Tensor, share: float) -> Tensor:
+        self.predicted, slope = _priced(self.cost, widths)
+        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum()
+        value = math.log1p(self.predicted / self.dense)
+        return self.multiplier * (value + linear / (self.dense + self.predicted))
+
+    def ascend(self) -> None:
+        """The weight of the cost is given, not learned."""
+
+
+def _priced(cost: Cost, widths: Tensor) -> tuple[float, Tensor]:
+    """The cost of (1, G) widths and its slope (1, G), both without a graph behind them."""
+    kept = widths.detach().clone().requires_grad_(True)
+    found = cost(kept).sum()
+    (slope,) = torch.autograd.grad(found, kept)
+    return float(found.detach()), slope
