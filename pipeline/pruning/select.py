@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.skeleton import Skeleton
-from calibration.widths import ChannelGroup, Plan, WidthVector, legal_widths, snap
+from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
@@ -117,6 +117,12 @@ def allowed_widths(group: ChannelGroup, multiple: int, min_width: float) -> tupl
     return tuple(width for width in legal if width >= min_width * group.channels)
 
 
+def narrowest(groups: ChannelGroups, multiple: int, min_width: float) -> WidthVector:
+    """The least width of every group."""
+    widths = (allowed_widths(group, multiple, min_width)[0] for group in groups.prunable)
+    return WidthVector(groups.names, tuple(widths))
+
+
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
     if direction > 0:
         return [w for w in legal if w > width][:1]
@@ -136,12 +142,11 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def uniform_widths(selector: Selector, aim: float) -> WidthVector:
     """The widest common share of channels that is priced to fit: the plainest baseline."""
-    groups = selector.skeleton.groups
-    full = groups.full().as_array()
-    floor = np.array([selector.allowed(group)[0] for group in groups.prunable])
+    groups, multiple = selector.skeleton.groups, selector.multiple
+    full, floor = groups.full().as_array(), narrowest(groups, multiple, selector.min_width)
     for share in np.linspace(1, 0, 201):
-        wished = np.maximum(full * share, floor).tolist()
-        kept = tuple(np.maximum(snap(wished, full.tolist(), selector.multiple), floor).tolist())
+        near = snap((full * share).tolist(), full.tolist(), multiple)
+        kept = tuple(np.maximum(near, floor.as_array()).tolist())
         if selector.price(np.array([kept], float))[0] <= aim:
             return WidthVector(groups.names, kept)
-    return WidthVector(groups.names, tuple(floor.tolist()))
+    return floor

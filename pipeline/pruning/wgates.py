@@ -23,7 +23,7 @@ from pipeline.evaluation import Top1, top1
 from pipeline.pruning.constraint import Bound, CostTerm, Penalty
 from pipeline.pruning.gates import FilterGates, GateForm, widths_of
 from pipeline.pruning.masking import gated
-from pipeline.pruning.select import Cost, Selector, allowed_widths
+from pipeline.pruning.select import Cost, Selector, narrowest
 from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.training import Trainer, decayed, sgd
 
@@ -67,9 +67,8 @@ class WGates:
         self.model, self.skeleton, self.settings = model, skeleton, settings
         self.task = task
         groups = skeleton.groups
-        floors = {
-            g.name: allowed_widths(g, multiple, settings.min_width)[0] for g in groups.prunable
-        }
+        least = narrowest(groups, multiple, settings.min_width)
+        floors = dict(zip(least.groups, least.kept, strict=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.gates = FilterGates(groups, model, floors, settings.form)

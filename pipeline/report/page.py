@@ -142,6 +142,8 @@ def _training(documents: Documents) -> Iterator[Figure]:
         yield plots.training("dense", prepare["history"])
     if prune is not None and prune["history"]:
         yield plots.gates(prune)
+        if (health := plots.gate_health(prune)) is not None:
+            yield health
     if finetune is not None and finetune["history"]:
         yield plots.training("finetune", finetune["history"])
 

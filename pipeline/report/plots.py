@@ -148,6 +148,26 @@ def gates(prune: Document) -> Figure:
     return Figure("training-gates", label, traces, layout)
 
 
+def gate_health(prune: Document) -> Figure | None:
+    """How the gates moved, epoch by epoch; None where no gates were trained."""
+    history = [epoch for epoch in prune["history"] if epoch.get("flicker") is not None]
+    if not history:
+        return None
+    epochs = [epoch["epoch"] for epoch in history]
+    series = (
+        ("open", "open", BLUE),
+        ("live: a gradient reaches them", "live", GREEN),
+        ("flipped since the epoch before", "flicker", ORANGE),
+    )
+    traces = [
+        trace(name, epochs, [100 * epoch[key] for epoch in history], color=color)
+        for name, key, color in series
+    ]
+    percent = {**axis("share of all gates %"), "rangemode": "tozero"}
+    layout = {"xaxis": axis("epoch (gates)"), "yaxis": percent}
+    return Figure("gate-health", "Gates: how many are open, can learn, and flip", traces, layout)
+
+
 def _level(name: str, epochs: Sequence[int], value: float, *, dash: str) -> dict[str, Any]:
     line = trace(name, epochs, [value] * len(epochs), color=ORANGE, mode="lines")
     return line | {"yaxis": "y2", "line": {"color": ORANGE, "dash": dash}}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from calibration.lpnet import fit_lpnet, fit_once
 from calibration.measure import measure_all
 from calibration.sampling import near
@@ -14,12 +16,12 @@ from calibration.widths import Plan, WidthVector
 from pipeline.budget import Budget
 from pipeline.errors import BudgetUnreachableError
 from pipeline.options import PruneOptions
-from pipeline.pruning.select import Cost
+from pipeline.pruning.select import Cost, narrowest
 from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
-WASTEFUL = 0.95  # a plan faster than this share of the budget gives accuracy away
+WASTEFUL = 0.97  # a plan faster than this share of the budget gives accuracy away
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class ClosedLoop:
         self.lpnet = solving.lpnet
 
     def run(self) -> list[Round]:
+        """BudgetUnreachableError before any training if --min-width leaves no plan that fits."""
+        self._require_reachable()
         found: list[Round] = []
         rounds = self.solving.options.rounds
         for number in range(1, rounds + 1):
@@ -107,6 +111,22 @@ class ClosedLoop:
             if number < rounds:
                 self._refit(found[-1].plan.widths(), number)
         return found
+
+    def _require_reachable(self) -> None:
+        options, skeleton = self.solving.options, self.solving.skeleton
+        if options.min_width == 0:  # calibration measured the floor
+            return
+        multiple = self.solving.target.channel_multiple
+        least = narrowest(skeleton.groups, multiple, options.min_width)
+        kept = torch.tensor([least.kept], dtype=torch.float32)
+        low, _ = self.lpnet.interval_ms(kept)
+        if float(low) > self.limit.p50_ms:
+            raise BudgetUnreachableError(
+                f"with --min-width {options.min_width:g} the narrowest network is predicted to "
+                f"take {self.lpnet.predict_one_ms(least):.3f} ms, the median must be "
+                f"{self.limit.p50_ms:.3f} ms",
+                fix="lower --min-width, or ask for a larger budget",
+            )
 
     def _smooth(self) -> Cost:
         """An LPNet without block rounding, for gates to learn under.

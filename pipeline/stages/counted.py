@@ -12,6 +12,7 @@ from calibration.skeleton import Skeleton
 from pipeline.budget import Budget, Objective
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.options import PruneOptions
+from pipeline.pruning.select import narrowest
 from pipeline.stages.closed_loop import Round
 from pipeline.stages.solving import Solving
 
@@ -37,7 +38,8 @@ class CountLimit:
         name, make_count = COUNTS[options.objective]
         count, budget = make_count(skeleton), Budget.parse(options.budget)
         dense = count.at(skeleton.groups.full())
-        floor, most = count.at(skeleton.groups.floor(multiple)), budget.as_count(dense)
+        least = narrowest(skeleton.groups, multiple, options.min_width)
+        floor, most = count.at(least), budget.as_count(dense)
         if floor > most:
             raise BudgetUnreachableError(
                 f"the budget {budget} ({most:,} {name}) is below the floor: all groups at minimum "

@@ -17,7 +17,7 @@ from pipeline.errors import DeployError, MissingInputError
 from pipeline.report import render_report, summary_rows, write_report
 from pipeline.report.documents import Documents
 from pipeline.report.page import headline
-from pipeline.report.plots import gates
+from pipeline.report.plots import gate_health, gates
 
 GROUPS = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1, 2)]
 FULL = [16, 16, 16, 32, 32, 32, 64, 64, 64]
@@ -114,7 +114,13 @@ def history(epochs: int, *, first_top1: float) -> list[dict[str, float]]:
 def gated_history() -> list[dict[str, float]]:
     """Six epochs of live gates, then two on fixed masks, which predict nothing."""
     live = [
-        {"predicted": AIM_MS + 0.6 * 0.45**epoch, "multiplier": 0.3, "live": 200.0}
+        {
+            "predicted": AIM_MS + 0.6 * 0.45**epoch,
+            "multiplier": 0.3,
+            "live": 0.98,
+            "open": 1 - 0.1 * epoch,
+            "flicker": 0.03,
+        }
         for epoch in range(6)
     ]
     epochs = history(8, first_top1=0.7)
@@ -463,7 +469,7 @@ def test_every_figure_has_its_place_and_its_words(html: str) -> None:
         for tag, found in Page(html).tags
         if tag == "div" and found.get("class") == "plot"
     }
-    expected = {"latency", "widths", "scatter", "training-dense", "training-gates"}
+    expected = {"latency", "widths", "scatter", "training-dense", "training-gates", "gate-health"}
     expected |= {"training-finetune", "cliffs", "curve"}
     assert set(places) == set(figures(html)) == expected
     assert all(places.values())
@@ -503,6 +509,15 @@ def test_the_gates_are_shown_against_the_budget(html: str) -> None:
     assert set(budget["y"]) == {BUDGET_MS}
     assert set(aim["y"]) == {AIM_MS}
     assert predicted["yaxis"] == budget["yaxis"] == aim["yaxis"] == "y2"
+
+
+def test_gates_say_how_many_are_open_can_learn_and_flip(html: str) -> None:
+    opened, live, flipped = figures(html)["gate-health"]["traces"]
+    assert opened["x"] == [1, 2, 3, 4, 5, 6]  # masks are fixed in the last two
+    assert opened["y"] == pytest.approx([100, 90, 80, 70, 60, 50])
+    assert set(live["y"]) == {98}
+    assert set(flipped["y"]) == {3}
+    assert gate_health({"history": history(3, first_top1=0.5)}) is None
 
 
 @pytest.mark.parametrize(("objective", "label"), [("flops", "MACs"), ("params", "parameters")])

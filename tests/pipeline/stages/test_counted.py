@@ -12,7 +12,7 @@ from calibration.cost import NetworkCost, parameter_count
 from calibration.database import LatencyRecord
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
-from pipeline.options import PruneOptions
+from pipeline.options import PruneOptions, Share
 from pipeline.stages.counted import CountLimit, solve_counted
 from pipeline.stages.solving import Solving
 
@@ -57,6 +57,12 @@ def test_budget_below_the_floor(objective: str, name: str, floor: int, dense: in
     asked = str(caught.value.fix).rpartition(" ")[2]
     assert limit_of(objective, asked).most >= floor
     assert limit_of(objective, f"{floor / 1000:f}k").most == floor
+
+
+def test_a_least_width_raises_the_floor() -> None:
+    options = PruneOptions(objective="flops", budget="0.5x", min_width=Share(0.8))
+    with pytest.raises(BudgetUnreachableError, match="is below the floor"):
+        CountLimit.of(options, SKELETON, 8)
 
 
 class Bench:

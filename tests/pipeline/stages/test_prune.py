@@ -69,7 +69,8 @@ def test_plan_meets_the_limit_with_its_whole_interval() -> None:
 
 
 def test_plan_that_gives_accuracy_away_does_not_fit() -> None:
-    assert round_of(0.58, 0.59).fits
+    assert round_of(0.59, 0.60).fits
+    assert not round_of(0.58, 0.59).fits
     assert round_of(0.50, 0.51).met
     assert not round_of(0.50, 0.51).fits
 

@@ -1,0 +1,86 @@
+"""The closed loop: what it refuses before any training, and how it corrects its aim."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from calibration.counts import Count
+from calibration.lpnet import LPNet
+from calibration.widths import Plan, WidthVector
+from pipeline.budget import Budget
+from pipeline.errors import BudgetUnreachableError
+from pipeline.options import PruneOptions, Share
+from pipeline.pruning.select import Cost, Selector, priced
+from pipeline.stages.closed_loop import WASTEFUL, ClosedLoop, Limit
+from pipeline.stages.solving import Solving
+
+from ...calibration.chain import chain
+
+SKELETON = chain((64, 96, 128))
+MACS = Count.macs(SKELETON)
+DENSE = MACS.at(SKELETON.groups.full())
+ANCHOR_MS = 10.0
+
+
+def predicted_ms(kept: torch.Tensor) -> torch.Tensor:
+    """1 ms, and 9 ms by the multiply-adds."""
+    return 1 + 9 * (MACS(kept) / DENSE).float()
+
+
+LPNET = SimpleNamespace(
+    predict_ms=predicted_ms,
+    predict_one_ms=lambda widths: float(predicted_ms(torch.tensor([widths.kept]))),
+    interval_ms=lambda kept: (0.95 * predicted_ms(kept), 1.05 * predicted_ms(kept)),
+    get_buffer=lambda name: torch.tensor(ANCHOR_MS),
+)
+
+
+class Bench:
+    """A `Solving` whose runtime takes `factor` times what the LPNet predicts."""
+
+    def __init__(self, factor: float, **options: Any) -> None:
+        self.factor, self.options, self.skeleton = factor, PruneOptions(**options), SKELETON
+        self.target, self.lpnet = SimpleNamespace(channel_multiple=8), cast("LPNet", LPNET)
+        run = SimpleNamespace(event=lambda kind, **values: None)
+        self.context = SimpleNamespace(run=run, reporter=SimpleNamespace(say=lambda text: None))
+        self.learned: list[float] = []
+        self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
+
+    def learn(self, number: int, make_cost: Any, aim: float) -> None:
+        self.learned.append(aim)
+
+    def propose(self, cost: Cost, aim: float) -> Plan:
+        selector = Selector(SKELETON, priced(cost), 1)
+        return selector.choose(self.scores, SKELETON.groups.full().kept, aim)
+
+    def measured(self, widths: WidthVector) -> Any:
+        ratio = self.factor * LPNET.predict_one_ms(widths) / ANCHOR_MS
+        ends = (0.998 * ratio, 1.002 * ratio)
+        return SimpleNamespace(widths=widths, ratio=ratio, ratio_ci95=ends)
+
+
+def loop_of(bench: Bench, budget_ms: float) -> ClosedLoop:
+    limit = Limit(Budget.parse(f"{budget_ms}ms"), budget_ms, budget_ms)
+    return ClosedLoop(cast("Solving", bench), limit)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.08])
+def test_a_plan_is_found_that_meets_the_budget_and_wastes_little(factor: float) -> None:
+    rounds = loop_of(Bench(factor), 5.0).run()
+    assert rounds[-1].met
+    assert WASTEFUL * 5.0 <= rounds[-1].measured_ms <= 5.0
+    assert len(rounds) <= 2  # one measurement tells by how much the LPNet is off
+    assert (len(rounds) == 1) == (factor == 1.0)
+
+
+def test_least_widths_that_are_too_slow_stop_before_any_training() -> None:
+    bench = Bench(1.0, min_width=Share(0.9))
+    with pytest.raises(BudgetUnreachableError, match="with --min-width 0.9") as caught:
+        loop_of(bench, 5.0).run()
+    assert "lower --min-width" in str(caught.value.fix)
+    assert not bench.learned
+    assert loop_of(Bench(1.0, min_width=Share(0.3)), 5.0).run()[-1].met
