@@ -22,7 +22,7 @@ from pipeline.training.average import WeightAverage
 from pipeline.training.checkpoint import Checkpoint, Progress, Tensors
 from pipeline.training.mixing import Mixing
 from pipeline.training.optimizer import cosine
-from pipeline.training.processes import one_batch_norm, total
+from pipeline.training.processes import one_batch_norm, share_weights, total
 from pipeline.training.recipe import Epoch, Recipe, Upkeep
 from pipeline.training.steps import Loss, Steps
 
@@ -92,8 +92,10 @@ class Trainer:
         regime = self.recipe.regime
         with ExitStack() as stack:
             stack.enter_context(_layout(trained, channels_last=regime.channels_last))
-            if self.fabric.world_size > 1 and regime.sync_norms:
-                stack.enter_context(one_batch_norm(trained))
+            if self.fabric.world_size > 1:
+                share_weights(trained)
+                if regime.sync_norms:
+                    stack.enter_context(one_batch_norm(trained))
             steps = Steps(self.fabric, trained, optimizer, loss, self.recipe)
             average = WeightAverage(trained, regime.ema) if regime.ema > 0 else None
             session = _Session(trained, optimizer, steps, average, on_step)
@@ -199,8 +201,8 @@ class Trainer:
     def _resume(self, session: _Session) -> None:
         session.steps.tell = self.reporter.say
         found = self._checkpoint.read() if self.fabric.is_global_zero else None
-        if self.fabric.world_size > 1:  # the folder of another process may be elsewhere
-            found = self.fabric.broadcast(found)
+        if self.fabric.world_size > 1:
+            found = self.fabric.broadcast(found)  # the others' folders are elsewhere
         if found is None:
             return
         self.progress, tensors = found

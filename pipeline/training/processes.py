@@ -33,6 +33,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(summed.view_as(gradient))
 
 
+@torch.no_grad()
+def share_weights(module: nn.Module) -> None:
+    """Give every process the first one's tensors."""
+    for value in module.state_dict().values():
+        dist.broadcast(value, 0)
+
+
 def total(value: Tensor, fabric: Fabric) -> Tensor:
     """The sum of `value` over the processes."""
     if fabric.world_size == 1:
