@@ -198,6 +198,9 @@ class PruneOptions:
     method: Literal["wgates", "l1", "group-norm", "bn-scale", "uniform", "random"] = option(
         "wgates", "W-Gates, or a baseline that the dense weights decide"
     )
+    plan: Path | None = option(
+        None, "a plan.json of this network: keep its channels instead of choosing any"
+    )
     budget_mode: Literal["bound", "penalty"] = option(
         "bound",
         "gates learn to hit the budget, or weigh alpha * log(1 + cost / dense cost) against the "
@@ -221,7 +224,7 @@ class PruneOptions:
     weight_lr: float = option(
         0.02, "peak learning rate of the weights during gated training", least=0
     )
-    dual_lr: float = option(0.4, "speed of dual ascent on the budget, likewise", least=0)
+    dual_lr: float = option(0.8, "speed of dual ascent on the budget, likewise", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
     gate_start: Literal["norm", "shuffled", "drawn"] = option(
         "norm", "first scores: in the order of filter norms, in any order, or normally distributed"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.pruning.select import Cost
 
+FAIR = 0.03  # excess that the multiplier learns from
 RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
@@ -29,11 +30,12 @@ class CostTerm(Protocol):
 class Bound:
     """price * (cost / aim - 1), the price by dual ascent with a proportional part.
 
-    price = multiplier + gain * excess, d(multiplier)/dstep = dual_step * excess. Dual ascent alone
-    is an oscillator: gates integrate the price, the multiplier integrates what they are off by,
-    and in a training of any length it swings about once. The proportional part damps it. Inside
-    the budget the excess is negative, and in the end the price as well: gates that noise closed
-    open again, so that no capacity is given away.
+    price = multiplier + gain * excess, d(multiplier)/dstep = dual_step * excess, which counts at
+    most `FAIR` there: what the first, noisy steps are off by says nothing of the price in the end.
+    Dual ascent alone is an oscillator: gates integrate the price, the multiplier integrates what
+    they are off by, and in a training of any length it swings about once. The proportional part
+    damps it. Inside the budget the excess is negative, and in the end the price as well: gates
+    that noise closed open again, so that no capacity is given away.
 
     The aim falls from the dense cost to `aim` while training: a bound that is violated by little
     at all times lets the task choose which gates close; one violated by much closes whole groups
@@ -56,7 +58,7 @@ class Bound:
         return price * (linear + self.excess)
 
     def ascend(self) -> None:
-        self.multiplier += self.dual_step * self.excess
+        self.multiplier += self.dual_step * min(max(self.excess, -FAIR), FAIR)
 
 
 class Penalty:

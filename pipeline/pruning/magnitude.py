@@ -96,3 +96,15 @@ class UniformRanking(Ranking):
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         return selector.plan(self._scores, uniform_widths(selector, aim).kept)
+
+
+class GivenPlan(Ranking):
+    """A plan that was decided elsewhere."""
+
+    def __init__(self, model: nn.Module, skeleton: Skeleton, plan: Plan) -> None:
+        skeleton.groups.check(plan)
+        super().__init__(model, skeleton, {})
+        self._plan = plan
+
+    def propose(self, selector: Selector, aim: float) -> Plan:
+        return self._plan

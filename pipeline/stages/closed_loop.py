@@ -87,6 +87,7 @@ class Round:
             "ratio": self.ratio,
             "ratio_ci95": list(self.ratio_ci95),
             "met": self.met,
+            "kept": list(self.plan.widths().kept),
         }
 
 
@@ -114,7 +115,7 @@ class ClosedLoop:
 
     def _require_reachable(self) -> None:
         options, skeleton = self.solving.options, self.solving.skeleton
-        if options.min_width == 0:  # calibration measured the floor
+        if not options.min_width:  # calibration measured the floor
             return
         multiple = self.solving.target.channel_multiple
         least = narrowest(skeleton.groups, multiple, options.min_width)

@@ -44,7 +44,7 @@ def execute(context: Context) -> None:
     context.write_json(
         "prune.json",
         {
-            "method": solving.options.method,
+            "method": "plan" if solving.options.plan else solving.options.method,
             "objective": solving.options.objective,
             **solution.limit,
             "predicted_ms": solution.chosen.predicted_ms,

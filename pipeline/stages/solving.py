@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from calibration.candidates import Slicer
 from calibration.cliffs import snapping, step_maps
@@ -12,12 +14,14 @@ from calibration.database import LatencyDatabase, LatencyRecord
 from calibration.lpnet import LPNet
 from calibration.measure import Bench, measure_all
 from calibration.widths import Plan, WidthVector
+from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.gates import GateForm
+from pipeline.pruning.magnitude import GivenPlan
 from pipeline.pruning.masking import masked
-from pipeline.pruning.pruner import make_pruner
+from pipeline.pruning.pruner import Pruner, make_pruner
 from pipeline.pruning.select import Cost, Selector, priced
 from pipeline.pruning.task import TaskLoss, distilled_task, plain_task
 from pipeline.pruning.wgates import GateSettings
@@ -61,14 +65,7 @@ class Solving:
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
         self.task = self._task()
-        self.pruner = make_pruner(
-            self.options.method,
-            self.model,
-            self.skeleton,
-            _settings(self.options, self.prepare, self._steps()),
-            multiple=self.target.channel_multiple,
-            task=self.task,
-        )
+        self.pruner = self._pruner()
         self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
 
     def learn(self, number: int, make_cost: Callable[[], Cost], aim: float) -> None:
@@ -115,6 +112,18 @@ class Solving:
                 evaluate=lambda: top1(self.model, self.data, "val", self.fabric),
             )
 
+    def _pruner(self) -> Pruner:
+        if self.options.plan is not None:
+            return GivenPlan(self.model, self.skeleton, _read_plan(self.options.plan))
+        return make_pruner(
+            self.options.method,
+            self.model,
+            self.skeleton,
+            _settings(self.options, self.prepare, self._steps()),
+            multiple=self.target.channel_multiple,
+            task=self.task,
+        )
+
     def _task(self) -> TaskLoss:
         weight = self.options.gate_distill
         if weight == 0:
@@ -126,6 +135,14 @@ class Solving:
         # averaged weights would open and close other gates than those that were trained
         plain = replace(recipe, regime=replace(recipe.regime, ema=0.0))
         return trainer_of(self.context, plain)
+
+
+def _read_plan(path: Path) -> Plan:
+    again = "give a plan.json that `pipeline prune` wrote for this network"
+    try:
+        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise MissingInputError(f"--plan {path}: {error}", fix=again) from error
 
 
 def _settings(

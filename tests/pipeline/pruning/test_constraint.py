@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibration.counts import Count
 from calibration.skeleton import Skeleton
-from pipeline.pruning.constraint import RAMP, Bound, Penalty
+from pipeline.pruning.constraint import FAIR, RAMP, Bound, Penalty
 
 from ...calibration.chain import chain
 
@@ -55,16 +55,18 @@ def test_below_the_aim_gates_are_paid_to_open() -> None:
     assert kept.grad[0, 0] == pytest.approx(2.0 * (6 / 8 - 1) * 0.5 / 8)
 
 
-def test_the_multiplier_climbs_by_the_relative_excess_and_falls_below_the_aim() -> None:
-    term = bound(4.0)
+@pytest.mark.parametrize(
+    ("aim", "counted"),
+    [(6.06, 6 / 6.06 - 1), (5.94, 6 / 5.94 - 1), (4.0, FAIR), (8.0, -FAIR)],
+)
+def test_the_multiplier_climbs_by_the_relative_excess_as_far_as_it_counts(
+    aim: float, counted: float
+) -> None:
+    term = bound(aim)
     for step in (1, 2):
         term.loss(widths(), 1.0)
         term.ascend()
-        assert term.multiplier == pytest.approx(step * 0.5 * (6 / 4 - 1))
-    term.aim = 12.0
-    term.loss(widths(), 1.0)
-    term.ascend()
-    assert term.multiplier == pytest.approx(0.5 * (6 / 4 - 1) * 2 - 0.25)
+        assert term.multiplier == pytest.approx(step * 0.5 * counted, rel=1e-4)
 
 
 @pytest.mark.parametrize(

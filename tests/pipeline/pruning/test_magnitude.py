@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from calibration.counts import Count
+from calibration.widths import Plan
 from pipeline.errors import GroupsError
-from pipeline.pruning.magnitude import bn_scale, group_norm, l1_norm, scores_by
+from pipeline.pruning.magnitude import GivenPlan, bn_scale, group_norm, l1_norm, scores_by
 from pipeline.pruning.pruner import Method, make_pruner
 from pipeline.pruning.select import Selector, narrowest, priced
 from pipeline.pruning.wgates import GateSettings
 
 from .networks import Net, Network, conv, named, pooled, seeded, traced
 
-SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.4)
+SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +114,13 @@ def test_no_group_gets_narrower_than_the_least_width(method: Method) -> None:
     assert pruner.propose(selector, 1.0).widths() == floor
     plan = pruner.propose(selector, 0.8 * count.at(groups.full()))
     assert all(np.array(plan.widths().kept) >= floor.as_array())
+
+
+def test_a_given_plan_is_taken_as_it_is_and_must_fit_the_network() -> None:
+    network = named("wgates:resnet20")
+    groups, count = network.skeleton.groups, Count.macs(network.skeleton)
+    plan = groups.first_channels(groups.floor(8), network.skeleton.sha256)
+    selector = Selector(network.skeleton, priced(count), 8)
+    assert GivenPlan(network.model, network.skeleton, plan).propose(selector, 1e12) is plan
+    with pytest.raises(GroupsError, match="for other groups"):
+        GivenPlan(network.model, network.skeleton, Plan(plan.skeleton_sha256, {"conv1": (0,)}))

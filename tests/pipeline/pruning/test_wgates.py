@@ -21,7 +21,7 @@ from pipeline.training import Loss, Trainer
 
 from .networks import named
 
-SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.4)
+SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 
 
 @pytest.mark.parametrize("make", [Count.macs, Count.parameters])

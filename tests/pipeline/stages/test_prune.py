@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -20,7 +20,7 @@ CALIBRATION: dict[str, Any] = {
 }
 
 
-ANY_PLAN = cast("Plan", object())  # which channels it keeps does not matter here
+ANY_PLAN = Plan("", {"conv": (0, 1)})  # which channels it keeps does not matter here
 
 
 def limit_of(budget: str, percentile: str = "p50") -> Limit:
@@ -80,6 +80,7 @@ def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
     assert found.met
     assert found.fits
     assert found.to_json()["met"] is True
+    assert found.to_json()["kept"] == [2]
 
 
 def test_slowest_plan_that_met_is_taken() -> None:
