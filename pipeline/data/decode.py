@@ -8,16 +8,18 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.members import Place
+
 Progress = Callable[[int, int], None]  # (images done, images in all)
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Size = tuple[int, int]  # (height, width) in pixels, as in tensors; Pillow says (width, height)
+Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -46,7 +48,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-def decode(path: Path, size: Size | None) -> Pixels | None:
+def decode(path: Place, size: Size | None) -> Pixels | None:
     """The image as RGB, cut to `size` if that is given; None if the file is corrupt."""
     try:
         image = open_rgb(path)
@@ -55,13 +57,13 @@ def decode(path: Path, size: Size | None) -> Pixels | None:
         return None
 
 
-def intact_size(path: Path) -> Size | None:
+def intact_size(path: Place) -> Size | None:
     """Height and width from the header; None if the file is corrupt.
 
     Decodes only files without their end mark, so that a large folder is checked in minutes.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             width, height = image.size
     except CORRUPT:
         return None
@@ -70,9 +72,9 @@ def intact_size(path: Path) -> Size | None:
     return height, width
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(path: Place) -> Image.Image:
     """Grey, palette, CMYK and 16-bit images become 8-bit RGB; an alpha channel is dropped."""
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         if image.mode.startswith("I"):
             # Pillow would clip 16-bit grey at 255, which turns most of such an image white
             grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
@@ -97,7 +99,7 @@ def fit(image: Image.Image, size: Size) -> Image.Image:
 
 
 def in_threads(
-    work: Callable[[Path], Result], paths: Sequence[Path], progress: Progress | None
+    work: Callable[[Task], Result], paths: Sequence[Task], progress: Progress | None
 ) -> list[Result]:
     """`work` on every path, results in the order of the paths."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
@@ -112,10 +114,10 @@ def in_threads(
     return results
 
 
-def _has_end_mark(path: Path) -> bool:
+def _has_end_mark(path: Place) -> bool:
     mark = _END_MARKS.get(path.suffix.lower())
     if mark is None:
         return False
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         return mark in file.read()

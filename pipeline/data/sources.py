@@ -1,4 +1,4 @@
-"""Opens a data set by name: `digits`, `imagefolder:DIR`, `cifar10:DIR`, `file.py:factory`."""
+"""Opens a data set by name: see `FORMS`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pipeline.data.arrays import load_cifar10, load_digits
 from pipeline.data.base import ImageData
 from pipeline.data.folder import load_folder
 from pipeline.data.reading import ReadOptions, Wanted
+from pipeline.data.shards import load_shards
 from pipeline.data.user_arrays import from_user_factory
 from pipeline.errors import DataError
 from pipeline.models.user_file import is_user_file
 
-FORMS = "digits, imagefolder:DIR, cifar10:DIR or path/to/file.py:factory"
-FOLDERS = {"imagefolder": load_folder, "cifar10": load_cifar10}
+FORMS = "digits, imagefolder:DIR, webdataset:SHARDS, cifar10:DIR or path/to/file.py:factory"
+PLACES = {"imagefolder": load_folder, "webdataset": load_shards, "cifar10": load_cifar10}
 
 
 def load_data(spec: str, **wanted: Unpack[Wanted]) -> ImageData:
@@ -31,8 +32,8 @@ def load_data(spec: str, **wanted: Unpack[Wanted]) -> ImageData:
     source, colon, place = spec.partition(":")
     if spec == "digits":
         return load_digits(options)
-    if colon and source in FOLDERS:
-        return FOLDERS[source](Path(place).expanduser(), options)
+    if colon and source in PLACES:
+        return PLACES[source](Path(place).expanduser(), options)
     if is_user_file(spec):
         return from_user_factory(spec, options)
     raise DataError(f"unknown data {spec!r}", fix=f"use {FORMS}")

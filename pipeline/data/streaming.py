@@ -8,7 +8,6 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torchvision.transforms import v2
 
 from pipeline.data.base import WHOLE, DataCard, ImageData, Part, Split
 from pipeline.data.decode import CORRUPT, Size, fit, open_rgb, processors
+from pipeline.data.members import Place
 from pipeline.data.memory import BatchAugment
 from pipeline.data.rand_augment import rand_augment
 from pipeline.data.splits import epoch_indices
@@ -27,7 +27,7 @@ from pipeline.errors import DataError, loader_faults_told
 Item = tuple[Tensor, int]
 CORRUPT_LABEL = -1
 
-FileSplit = tuple[Sequence[Path], Tensor]  # files and their labels (n,)
+FileSplit = tuple[Sequence[Place], Tensor]  # images and their labels (n,)
 
 
 @dataclass(frozen=True, eq=False)
