@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 import onnx
@@ -33,32 +32,43 @@ class Slicer:
     def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton, self.sha256 = skeleton, skeleton.sha256
         self._frame = skeleton.proto()
-        cut = {(piece.tensor, piece.dim) for g in skeleton.groups.prunable for piece in g.slices}
+        self._dense = {
+            item.name: numpy_helper.to_array(item) for item in self._frame.graph.initializer
+        }
+        pieces = [piece for group in skeleton.groups.prunable for piece in group.slices]
+        self._convs = self._counted_convs({piece.tensor for piece in pieces})
+        cut = {
+            (piece.tensor, piece.dim)
+            for piece in pieces
+            if piece.tensor in self._dense or piece.tensor in self._convs.values()
+        }
         self._cut_dims = {
             tensor: sorted(dim for name, dim in cut if name == tensor) for tensor, _ in cut
         }
-        self._dense: dict[str, Array] = {}
-        self._untouched = b""  # initializers that no group cuts, as they stand in the graph
-        for item in self._frame.graph.initializer:
-            self._dense[item.name] = numpy_helper.to_array(item)
-            if item.name not in self._cut_dims:
-                self._untouched += _field(GRAPH_INITIALIZER, item.SerializeToString())
+        self._untouched = b"".join(  # initializers that no group cuts, as they stand in the graph
+            _field(GRAPH_INITIALIZER, item.SerializeToString())
+            for item in self._frame.graph.initializer
+            if item.name not in self._cut_dims
+        )
         del self._frame.graph.initializer[:]
         del self._frame.graph.value_info[:]  # stale once a width changes; runtimes infer them anew
         self._rows = [
             (group.name, piece.tensor, piece.dim, np.array(piece.rows, np.int64))
             for group in skeleton.groups.prunable
             for piece in group.slices
+            if piece.tensor in self._cut_dims
         ]
 
-    @cached_property
-    def _depthwise(self) -> dict[str, int]:
-        """Node name -> filters an input channel, for convolutions with one input a filter."""
+    def _counted_convs(self, cut: set[str]) -> dict[str, str]:
+        """Node name -> the count of its sub-convolutions, where that is cut; as an array too."""
         found = {}
         for node in self._frame.graph.node:
-            convs = next((a.i for a in node.attribute if a.name == "group"), 1)
-            if node.op_type == "Conv" and convs > 1 and self._dense[node.input[1]].shape[1] == 1:
-                found[node.name] = self._dense[node.input[1]].shape[0] // convs
+            if node.op_type in ("Conv", "ConvTranspose"):
+                count = node.input[1].rpartition(".")[0] + ".groups"
+                if count in cut:
+                    found[node.name] = count
+                    convs = next(a.i for a in node.attribute if a.name == "group")
+                    self._dense[count] = np.zeros(convs, np.int8)
         return found
 
     def slice(self, plan: Plan) -> bytes:
@@ -70,8 +80,8 @@ class Slicer:
         arrays = {tensor: self._cut(tensor, rows) for tensor in self._cut_dims}
         head, graph = self._frame_bytes(arrays)
         parts: list[bytes | memoryview] = [graph, self._untouched]
-        for name, array in arrays.items():
-            parts += _initializer(name, array)
+        for name in arrays.keys() - set(self._convs.values()):
+            parts += _initializer(name, arrays[name])
         return b"".join([head, _head(MODEL_GRAPH, sum(map(len, parts))), *parts])
 
     def at_widths(self, widths: WidthVector) -> bytes:
@@ -103,10 +113,9 @@ class Slicer:
         model = onnx.ModelProto()
         model.CopyFrom(self._frame)
         for node in model.graph.node:
-            if node.name in self._depthwise:
-                weight = arrays.get(node.input[1], self._dense[node.input[1]])
+            if node.name in self._convs:
                 attribute = next(a for a in node.attribute if a.name == "group")
-                attribute.i = weight.shape[0] // self._depthwise[node.name]
+                attribute.i = len(arrays[self._convs[node.name]])
         graph = model.graph.SerializeToString(deterministic=True)
         model.ClearField("graph")
         return model.SerializeToString(deterministic=True), graph

@@ -48,7 +48,7 @@ class Skeleton:
 
     def _to_json(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": 2,
             "skeleton_sha256": self.sha256,
             "input_shape": list(self.input_shape),
             "groups": self.groups.to_json(),
@@ -65,8 +65,11 @@ class Skeleton:
         data = (folder / "skeleton.onnx").read_bytes()
         try:
             document = json.loads((folder / "groups.json").read_text(encoding="utf-8"))
-            if document["schema"] != 1:
-                raise GroupsError(f"groups.json has schema {document['schema']}, this version: 1")
+            if document["schema"] != 2:
+                raise GroupsError(
+                    f"groups.json has schema {document['schema']}, this version: 2",
+                    fix="run: pipeline trace",
+                )
             if document["skeleton_sha256"] != hashlib.sha256(data).hexdigest():
                 raise GroupsError(
                     "groups.json and skeleton.onnx are of different traces",

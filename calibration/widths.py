@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from calibration.errors import GroupsError
 
 Kind = Literal["inner", "stream"]
+GRAPH_ONLY = "graph:"  # starts the names of tensors that only the ONNX skeleton has
 MOST_ROWS = 1_000_000  # of one slice; a damaged file must not fill the memory
 
 
@@ -23,7 +24,9 @@ class Slice:
 
     `tensor` is a state-dict name that is also the ONNX initializer name; `rows[c]` are the rows
     that channel `c` owns along `dim`. A flatten after a convolution, a concat offset or a grouped
-    convolution differ only in these rows.
+    convolution differ only in these rows. A number that counts channels is written as a tensor of
+    that many rows: a module's integer by its path (`conv.groups`, `block.width`), and a bound in
+    the skeleton by an initializer of its own (`GRAPH_ONLY`).
     """
 
     tensor: str

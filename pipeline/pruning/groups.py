@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import nn
 
 from calibration.candidates import Slicer
@@ -19,12 +18,15 @@ from calibration.skeleton import Layer, Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.errors import ModelError
 from pipeline.export import export_onnx, run_onnx
-from pipeline.pruning.gates import is_filter_bank, masked
+from pipeline.pruning.adapting import make_width_free
+from pipeline.pruning.gates import is_filter_bank
+from pipeline.pruning.masking import masked
 from pipeline.pruning.operators import OPERATORS, not_analysed
-from pipeline.pruning.propagation import Propagation, Use
+from pipeline.pruning.propagation import Code, Propagation
 from pipeline.pruning.surgery import shrink
 
 Residual = Literal["tied", "inner"]
+LARGE = 100_000_000  # weights; a proof in float64 would take several times the network's memory
 
 
 def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied") -> Skeleton:
@@ -33,15 +35,17 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
     `residual="inner"` keeps channels full that several layers add into. Every group is then
     checked numerically; one whose sliced form computes something else is frozen with the reason.
     """
+    return freeze_mismatches(model, _analysed(model, example, residual))
+
+
+def _analysed(model: nn.Module, example: torch.Tensor, residual: Residual) -> Skeleton:
     proto = onnx.load_from_string(export_onnx(model, example, keep_names=True))
-    walk = Propagation(proto, frozenset(model.state_dict()))
+    walk = Propagation(proto, frozenset(model.state_dict()), Code(_integers(model)))
     walk.run(OPERATORS, otherwise=not_analysed)
-    for node in proto.graph.node:
-        if node.name in walk.width_free_reshapes:
-            _make_width_free(proto, node, walk.width_free_reshapes[node.name])
+    make_width_free(proto, walk)
     groups = _freeze_without_filters(model, assemble(walk, residual))
     n, c, h, w = example.shape
-    skeleton = Skeleton(
+    return Skeleton(
         onnx_bytes=proto.SerializeToString(),
         groups=groups,
         layers=tuple(
@@ -50,14 +54,20 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
         parameters={name: tuple(item.shape) for name, item in model.named_parameters()},
         input_shape=(n, c, h, w),
     )
-    return freeze_mismatches(model, skeleton)
 
 
-def _make_width_free(proto: onnx.ModelProto, node: onnx.NodeProto, shape: list[int]) -> None:
-    """Give the reshape a constant of its own in which the channel axis adapts (-1)."""
-    name = f"{node.name}.shape"
-    proto.graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), name))
-    node.input[1] = name
+def _integers(model: nn.Module) -> dict[str, int]:
+    """Whole numbers that modules keep, by path: their code may cut tensors there.
+
+    torch's own layers repeat only the sizes of their tensors, which surgery refreshes.
+    """
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.nn.")
+        for name, value in vars(module).items()
+        if type(value) is int
+    }
 
 
 def assemble(walk: Propagation, residual: Residual) -> ChannelGroups:
@@ -83,7 +93,8 @@ def _group(
     occurrences: Mapping[int, list[tuple[int, int]]],
     residual: Residual,
 ) -> ChannelGroup:
-    uses: list[Use] = [walk.uses[i] for i in dict.fromkeys(i for i, _ in occurrences[roots[0]])]
+    indices = list(dict.fromkeys(index for index, _ in occurrences[roots[0]]))
+    uses = {index: walk.uses[index] for index in indices}
     rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
     for root in roots:
         for index, row in occurrences[root]:
@@ -92,12 +103,12 @@ def _group(
         Slice(
             use.tensor,
             use.dim,
-            tuple(tuple(rows_of[root, walk.uses.index(use)]) for root in roots),
+            tuple(tuple(rows_of[root, index]) for root in roots),
             use.gate,
         )
-        for use in uses
+        for index, use in uses.items()
     )
-    producers = [use.tensor for use in uses if use.produces]
+    producers = [use.tensor for use in uses.values() if use.produces]
     frozen = next((r for r in (walk.identities.reason(root) for root in roots) if r), None)
     kind: Literal["inner", "stream"] = "stream" if len(producers) > 1 else "inner"
     if frozen is None and kind == "stream" and residual == "inner":
@@ -136,25 +147,25 @@ def _unique_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
 def freeze_mismatches(model: nn.Module, skeleton: Skeleton) -> Skeleton:
     """Freeze groups whose sliced network differs from the masked one; then check the ONNX cut.
 
-    The proof runs in float64 on a copy with random batch-norm statistics, so that a shift that
-    should have gone with its channel shows; one random cut of all groups proves each of them.
+    The proof runs in float64 (networks of 100 million weights and more: float32) on a copy with
+    random batch-norm statistics, so that a shift that should have gone with its channel shows;
+    one random cut of all groups proves each of them.
     """
-    probe = _scrambled(model)
+    exact = sum(item.numel() for item in model.parameters()) < LARGE
+    probe = _scrambled(model, torch.float64 if exact else torch.float32)
     images = torch.randn(2, *skeleton.input_shape[1:], generator=_rng(), dtype=torch.float64)
+    proof = _Proof(probe, images.to(next(probe.parameters()).dtype), 1e-6 if exact else 1e-4)
     every = skeleton.groups
-    if every.prunable and (reason := _mismatch(probe, skeleton, every.names, images)):
-        blamed = {
-            name: found
-            for name in every.names
-            if (found := _mismatch(probe, skeleton, (name,), images))
-        } or dict.fromkeys(every.names, reason)
+    if every.prunable and (reason := proof.mismatch(skeleton, every.names)):
+        blamed = proof.blame(skeleton, every.names) or dict.fromkeys(every.names, reason)
         frozen = [replace(g, frozen=blamed.get(g.name, g.frozen)) for g in every.every]
         skeleton = replace(skeleton, groups=ChannelGroups(tuple(frozen)))
-        if skeleton.groups.prunable and _mismatch(probe, skeleton, skeleton.groups.names, images):
+        if skeleton.groups.prunable and proof.mismatch(skeleton, skeleton.groups.names):
             raise ModelError(
                 "slicing the model's groups together changes its outputs beyond what each does",
                 fix="report this model; `--residual inner` may work meanwhile",
             )
+    del proof, probe
     _check_onnx_cut(model, skeleton)
     return skeleton
 
@@ -170,21 +181,40 @@ def random_plan(skeleton: Skeleton, names: tuple[str, ...], seed: int = 0) -> Pl
     return Plan(skeleton.sha256, kept)
 
 
-def _mismatch(
-    probe: nn.Module, skeleton: Skeleton, names: tuple[str, ...], images: torch.Tensor
-) -> str | None:
-    plan = random_plan(skeleton, names)
-    with torch.no_grad():
-        try:
-            with masked(probe, skeleton.groups, plan):
-                gated = probe(images)
-            sliced = shrink(probe, skeleton, plan)(images)
-        except RuntimeError as error:  # torch's shape errors have no narrower type
-            return f"the gated or sliced network does not run: {str(error).splitlines()[0]}"
-    if gated.shape != sliced.shape:
-        return f"the sliced network's output is {tuple(sliced.shape)}"
-    worst = float((gated - sliced).abs().max() / gated.abs().max().clamp_min(1e-30))
-    return None if worst <= 1e-6 else f"sliced and gated outputs differ by {worst:.1e}"
+@dataclass(frozen=True)
+class _Proof:
+    """Compares gated and sliced outputs of a probe network on fixed images."""
+
+    probe: nn.Module
+    images: torch.Tensor
+    tolerance: float  # of the largest output
+
+    def blame(self, skeleton: Skeleton, names: tuple[str, ...]) -> dict[str, str]:
+        """The groups that fail, each with how; halving finds a few among many quickly."""
+        reason = self.mismatch(skeleton, names)
+        if reason is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: reason}
+        half = len(names) // 2
+        return self.blame(skeleton, names[:half]) | self.blame(skeleton, names[half:])
+
+    def mismatch(self, skeleton: Skeleton, names: tuple[str, ...]) -> str | None:
+        """How the outputs differ when the named groups are cut; None if they agree."""
+        plan = random_plan(skeleton, names)
+        with torch.no_grad():
+            try:
+                with masked(self.probe, skeleton.groups, plan):
+                    gated = self.probe(self.images)
+                sliced = shrink(self.probe, skeleton, plan)(self.images)
+            except RuntimeError as error:  # torch's shape errors have no narrower type
+                return f"the gated or sliced network does not run: {str(error).splitlines()[0]}"
+        if gated.shape != sliced.shape:
+            return f"the sliced network's output is {tuple(sliced.shape)}"
+        worst = float((gated - sliced).abs().max() / gated.abs().max().clamp_min(1e-30))
+        return (
+            None if worst <= self.tolerance else f"sliced and gated outputs differ by {worst:.1e}"
+        )
 
 
 def _check_onnx_cut(model: nn.Module, skeleton: Skeleton) -> None:
@@ -202,9 +232,9 @@ def _check_onnx_cut(model: nn.Module, skeleton: Skeleton) -> None:
         )
 
 
-def _scrambled(model: nn.Module) -> nn.Module:
-    """A float64 copy in eval mode with random batch-norm statistics and affine parameters."""
-    probe = copy.deepcopy(model).cpu().double().eval()
+def _scrambled(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in eval mode with random batch-norm statistics and affine parameters."""
+    probe = copy.deepcopy(model).cpu().to(dtype).eval()
     rng = _rng()
     for module in probe.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

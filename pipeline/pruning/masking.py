@@ -64,7 +64,8 @@ def _hooks(module: nn.Module, ask: Callable[[], Tensor]) -> list[RemovableHandle
     """Gate the module's output, in a batch norm by its scale and shift."""
 
     def multiply(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        shape = (1, -1, *([1] * (output.dim() - 2)))
+        shape = [1] * output.dim()
+        shape[-1 if isinstance(module, nn.Linear) else 1] = -1
         return output * ask().to(output.dtype).view(shape)
 
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:

@@ -1,4 +1,4 @@
-"""What each ONNX operator does to channels: one rule an operator, all in `OPERATORS`."""
+"""What each ONNX operator does to channels: one rule a family, all in `OPERATORS`."""
 
 from __future__ import annotations
 
@@ -7,81 +7,99 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from pipeline.pruning import rearranging
+from pipeline.pruning.identities import Ids
 from pipeline.pruning.propagation import MacLayer, Propagation, Rule
-
-
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    for item in node.attribute:
-        if item.name == name:
-            return int(item.i)
-    return default
-
-
-def _integers(walk: Propagation, node: onnx.NodeProto, index: int, name: str) -> list[int] | None:
-    """An integer list given as input `index` or, in older opsets, as an attribute."""
-    if len(node.input) > index and node.input[index]:
-        value = walk.constant(node.input[index])
-        return None if value is None else [int(v) for v in np.ravel(value)]
-    for item in node.attribute:
-        if item.name == name:
-            return list(item.ints)
-    return None
+from pipeline.pruning.rearranging import attribute, integers, pass_on
 
 
 def not_analysed(walk: Propagation, node: onnx.NodeProto) -> None:
     walk.give_up(node, f"operator {node.op_type} is not analysed")
 
 
-def _pass_on(walk: Propagation, node: onnx.NodeProto) -> None:
-    if not walk.has_channels(node.input[0]):
-        return not_analysed(walk, node)
-    for name in node.output:
-        walk.emit(name, walk.channels(node.input[0]))
-    return None
+# --- layers with weights ---------------------------------------------------------------------
 
 
 def _conv(walk: Propagation, node: onnx.NodeProto) -> None:
-    source, weight = walk.channels(node.input[0]), node.input[1]
+    weight = node.input[1]
+    if walk.has_channels(weight):
+        return walk.give_up(node, "a convolution whose weights are computed")
     outputs, per_group, *_ = walk.shape(weight)
     convs = attribute(node, "group", 1)
-    gate = not walk.feeds_only_batch_norm(node.output[0])
-    produces = True
-    if convs == 1:
-        walk.use(weight, 1, source)
-        made = walk.identities.new(outputs)
-    elif per_group == 1:  # depthwise: makes nothing of its own, filter j goes with input j
-        made, produces = np.repeat(source, outputs // convs), False
-    else:  # grouped: each sub-convolution must lose the same channels, so they are tied
+    source = walk.along(node.input[0], 1)
+    if convs > per_group:  # many narrow sub-convolutions (depthwise: of one input) go as a whole
+        return _finish(walk, node, 0, _whole(walk, weight, source, convs, outputs), produces=False)
+    if convs > 1:  # a few wide ones: each must lose the same channels, so they are tied
         by_group = source.reshape(convs, per_group)
         for other in by_group[1:]:
             walk.identities.tie(by_group[0], other)
-        walk.use(weight, 1, by_group[0])
-        made = np.tile(walk.identities.new(outputs // convs), convs)
-    walk.use(weight, 0, made, produces=produces, gate=gate)
+        source = by_group[0]
+    walk.use(weight, 1, source)
+    return _finish(walk, node, 0, np.tile(walk.identities.new(outputs // convs), convs))
+
+
+def _transposed(walk: Propagation, node: onnx.NodeProto) -> None:
+    weight, source = node.input[1], walk.along(node.input[0], 1)
+    if walk.has_channels(weight):
+        return walk.give_up(node, "a convolution whose weights are computed")
+    convs, outputs = attribute(node, "group", 1), walk.shape(weight)[1]
+    if convs > 1:
+        if outputs > 1:
+            return walk.give_up(node, "a transposed convolution in groups")
+        made = _whole(walk, weight, source, convs, convs)
+        return _finish(walk, node, 0, made, produces=False)
+    walk.use(weight, 0, source)
+    return _finish(walk, node, 1, walk.identities.new(outputs))
+
+
+def _whole(walk: Propagation, weight: str, source: Ids, convs: int, outputs: int) -> Ids:
+    """Sub-convolutions that live or die with all their inputs; the outputs they make."""
+    units = source.reshape(convs, -1)
+    for other in units.T[1:]:
+        walk.identities.tie(units[:, 0], other)
+    owner = (walk.parameter(weight) or "").rpartition(".")[0]
+    walk.count(f"{owner}.groups", units[:, 0])
+    return np.repeat(units[:, 0], outputs // convs)
+
+
+def _finish(
+    walk: Propagation, node: onnx.NodeProto, dim: int, made: Ids, *, produces: bool = True
+) -> None:
+    """Record what a convolution makes along `dim` of its weight."""
+    weight, sized = node.input[1], node.output[0] if dim == 0 else node.input[0]
+    gate = not walk.feeds_only_batch_norm(node.output[0])
+    walk.use(weight, dim, made, produces=produces, gate=gate)
     if len(node.input) > 2 and node.input[2]:
         walk.use(node.input[2], 0, made)
-    walk.layers.append(MacLayer(weight, int(np.prod(walk.shape(node.output[0])[2:]))))
+    _add_layer(walk, weight, int(np.prod(walk.shape(sized)[2:])))
     walk.emit(node.output[0], made)
 
 
-def _gemm(walk: Propagation, node: onnx.NodeProto) -> None:
-    weight = node.input[1]
-    if not walk.has_channels(node.input[0]) or walk.constant(weight) is None:
-        return not_analysed(walk, node)
+def _add_layer(walk: Propagation, weight: str, positions: int) -> None:
+    name = walk.parameter(weight)
+    walk.layers.append(MacLayer(weight if name is None else name, positions))
+
+
+def _linear(walk: Propagation, node: onnx.NodeProto) -> None:
+    """Gemm and MatMul by a weight: channels along the last axis."""
+    source, weight = node.input[0], node.input[1]
+    if walk.has_channels(weight) or not walk.has_channels(source) or len(walk.shape(weight)) != 2:
+        return walk.give_up(node, "channels of tensors that are multiplied with each other")
     inner, outer = (1, 0) if attribute(node, "transB", 0) else (0, 1)
-    walk.use(weight, inner, walk.channels(node.input[0]))
+    walk.use(weight, inner, walk.along(source, -1))
     made = walk.identities.new(walk.shape(weight)[outer])
     gate = not walk.feeds_only_batch_norm(node.output[0])
     walk.use(weight, outer, made, produces=True, gate=gate)
     if len(node.input) > 2 and node.input[2]:
         walk.use(node.input[2], 0, made)
-    walk.layers.append(MacLayer(weight, 1))
-    walk.emit(node.output[0], made)
+    shape = walk.shape(node.output[0])
+    _add_layer(walk, weight, max(1, int(np.prod(shape[:-1])) // walk.images))
+    walk.emit(node.output[0], made, len(shape) - 1)
     return None
 
 
 def _batch_norm(walk: Propagation, node: onnx.NodeProto) -> None:
-    source = walk.channels(node.input[0])
+    source = walk.along(node.input[0], 1)
     scale, shift, mean, variance = node.input[1:5]
     for tensor in (scale, shift, variance):
         walk.use(tensor, 0, source)
@@ -89,82 +107,67 @@ def _batch_norm(walk: Propagation, node: onnx.NodeProto) -> None:
     walk.emit(node.output[0], source)
 
 
+def _instance_norm(walk: Propagation, node: onnx.NodeProto) -> None:
+    source = walk.along(node.input[0], 1)
+    for tensor in node.input[1:3]:
+        walk.use(tensor, 0, source)
+    walk.emit(node.output[0], source)
+
+
+# --- without weights of their own ------------------------------------------------------------
+
+
 def _elementwise(walk: Propagation, node: onnx.NodeProto) -> None:
-    rank = max(len(walk.shape(name)) for name in node.input)
+    rank = len(walk.shape(node.output[0]))
     sources = [name for name in node.input if walk.has_channels(name)]
-    if not sources or any(len(walk.shape(name)) != rank for name in sources):
-        return walk.give_up(node, f"{node.op_type} of tensors with unlike ranks")
-    widest = max((walk.channels(name) for name in sources), key=len)
+    widest = max(sources, key=lambda name: len(walk.channels(name)))
+    ids, axis = walk.channels(widest), walk.axis(widest) + rank - len(walk.shape(widest))
     for name in sources:
-        ids = walk.channels(name)
-        if len(ids) == len(widest):
-            walk.identities.tie(widest, ids)
+        other = walk.channels(name)
+        if len(other) == 1 < len(ids):
+            walk.identities.freeze(other, "one channel is broadcast over many")
+        elif walk.axis(name) + rank - len(walk.shape(name)) != axis or len(other) != len(ids):
+            for each in (ids, other):
+                walk.identities.freeze(each, f"{node.op_type} of channels on different axes")
         else:
-            walk.identities.freeze(ids, "one channel is broadcast over many")
-    for name in set(node.input) - set(sources):
-        axis = 1 - (rank - len(walk.shape(name)))
-        if axis >= 0 and walk.shape(name)[axis] > 1:
-            walk.use(name, axis, widest)
-    walk.emit(node.output[0], widest)
-    return None
+            walk.identities.tie(ids, other)
+    for name in set(node.input) - set(sources) - {""}:
+        of_constant = axis - (rank - len(walk.shape(name)))
+        if of_constant >= 0 and walk.shape(name)[of_constant] > 1:
+            walk.use(name, of_constant, ids)
+    walk.emit(node.output[0], ids, axis)
 
 
 def _reduce(walk: Propagation, node: onnx.NodeProto) -> None:
-    axes = _integers(walk, node, 1, "axes")
-    rank = len(walk.shape(node.input[0]))
-    if axes is None or any(axis % rank <= 1 for axis in axes):
+    axes, source = integers(walk, node, 1, "axes"), node.input[0]
+    shape, axis = walk.shape(source), walk.axis(source)
+    reduced = {where % len(shape) for where in axes or range(len(shape))}
+    if axis in reduced:
         return walk.give_up(node, f"{node.op_type} over the channel axis")
-    return _pass_on(walk, node)
+    if not attribute(node, "keepdims", 1):
+        axis -= sum(where < axis for where in reduced)
+    return walk.emit(node.output[0], walk.channels(source), axis)
 
 
-def _reshape(walk: Propagation, node: onnx.NodeProto) -> None:
-    before, after = walk.shape(node.input[0]), walk.shape(node.output[0])
-    if not walk.has_channels(node.input[0]) or len(after) < 2 or before[0] != after[0]:
-        return walk.give_up(node, f"{node.op_type} that moves the batch axis")
-    source = walk.channels(node.input[0])
-    pixels = int(np.prod(before[2:]))
-    if before[1] == after[1]:
-        ids = source
-    elif after[1:] == (before[1] * pixels,):
-        ids = np.repeat(source, pixels)
-    else:
-        return walk.give_up(node, f"{node.op_type} that splits the channel axis")
-    if node.op_type == "Reshape":
-        walk.width_free_reshapes[node.name] = [after[0], -1, *after[2:]]
-    walk.emit(node.output[0], ids)
-    return None
+def _softmax(walk: Propagation, node: onnx.NodeProto) -> None:
+    over = attribute(node, "axis", -1) % len(walk.shape(node.input[0]))
+    if over == walk.axis(node.input[0]):
+        return walk.give_up(node, f"{node.op_type} over the channel axis")
+    return pass_on(walk, node)
 
 
-def _concat(walk: Propagation, node: onnx.NodeProto) -> None:
-    rank = len(walk.shape(node.output[0]))
-    if not all(walk.has_channels(name) for name in node.input):
-        return walk.give_up(node, "concat with a constant")
-    if attribute(node, "axis", 1) % rank != 1:
-        return _elementwise(walk, node)
-    walk.emit(node.output[0], np.concatenate([walk.channels(name) for name in node.input]))
-    return None
+def _layer_norm(walk: Propagation, node: onnx.NodeProto) -> None:
+    source = node.input[0]
+    if walk.axis(source) >= attribute(node, "axis", -1) % len(walk.shape(source)):
+        reason = "LayerNorm over channels: its statistics are of all of them"
+        walk.identities.freeze(walk.channels(source), reason)
+    return pass_on(walk, node)
 
 
-def _pad(walk: Propagation, node: onnx.NodeProto) -> None:
-    pads = _integers(walk, node, 1, "pads")
-    axes = _integers(walk, node, 3, "axes")
-    rank = len(walk.shape(node.input[0]))
-    if pads is None:
-        return walk.give_up(node, "padding by amounts that are not constant")
-    axes = list(range(rank)) if axes is None else axes
-    touched = {axis % rank for i, axis in enumerate(axes) if pads[i] or pads[i + len(axes)]}
-    if touched & {0, 1}:
-        return walk.give_up(node, "channels are padded by fixed amounts (padding shortcut)")
-    return _pass_on(walk, node)
-
-
-def _slice(walk: Propagation, node: onnx.NodeProto) -> None:
-    axes = _integers(walk, node, 3, "axes")
-    rank = len(walk.shape(node.input[0]))
-    unchanged = walk.shape(node.input[0])[:2] == walk.shape(node.output[0])[:2]
-    if axes is None or (any(axis % rank <= 1 for axis in axes) and not unchanged):
-        return walk.give_up(node, "channels are sliced at fixed bounds")
-    return _pass_on(walk, node)
+def _pool(walk: Propagation, node: onnx.NodeProto) -> None:
+    ids = walk.along(node.input[0], 1)
+    for name in node.output:
+        walk.emit(name, ids)
 
 
 def _same(rule: Rule, operators: Sequence[str]) -> dict[str, Rule]:
@@ -173,22 +176,23 @@ def _same(rule: Rule, operators: Sequence[str]) -> dict[str, Rule]:
 
 OPERATORS: dict[str, Rule] = {
     "Conv": _conv,
-    "Gemm": _gemm,
+    "ConvTranspose": _transposed,
     "BatchNormalization": _batch_norm,
-    "Reshape": _reshape,
-    "Flatten": _reshape,
-    "Concat": _concat,
-    "Pad": _pad,
-    "Slice": _slice,
-    **_same(_elementwise, ("Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu")),
-    **_same(_reduce, ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")),
+    "InstanceNormalization": _instance_norm,
+    "LayerNormalization": _layer_norm,
+    **_same(_linear, ("Gemm", "MatMul")),
+    **_same(_elementwise, ("Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Pow", "Sum")),
+    **_same(_reduce, ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")),
+    **_same(_softmax, ("Softmax", "LogSoftmax")),
+    **_same(_pool, ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool")),
     **_same(
-        _pass_on,
+        pass_on,
         (
             *("Relu", "LeakyRelu", "Elu", "Selu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish"),
-            *("Tanh", "Gelu", "Softplus", "Erf", "Sqrt", "Exp", "Neg", "Abs", "Mish", "Swish"),
-            *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
-            *("Identity", "Dropout", "Cast"),
+            *("Tanh", "Gelu", "Softplus", "Erf", "Sqrt", "Exp", "Log", "Neg", "Abs", "Reciprocal"),
+            *("Mish", "Swish", "Softsign", "Celu", "Floor", "Ceil", "Round", "Not"),
+            *("Identity", "Dropout", "Cast", "CastLike"),
         ),
     ),
+    **rearranging.OPERATORS,
 }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan
+from calibration.widths import GRAPH_ONLY, Plan
 from pipeline.errors import GroupsError
 
 
@@ -21,10 +21,16 @@ def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
         raise GroupsError("the plan was made for another skeleton", fix="run: pipeline prune")
     skeleton.groups.check(plan)
     _check_dense(model, skeleton)
-    small = copy.deepcopy(model)
-    for (tensor, dim), rows in skeleton.groups.dropped_rows(plan).items():
-        if len(rows):
-            _delete_rows(small, tensor, dim, torch.from_numpy(rows))
+    dropped = {
+        key: torch.from_numpy(rows)
+        for key, rows in skeleton.groups.dropped_rows(plan).items()
+        if len(rows) and not key[0].startswith(GRAPH_ONLY)
+    }
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    cut = [weights[tensor] for tensor, _ in dropped if tensor in weights]
+    small = copy.deepcopy(model, {id(weight): weight for weight in cut})  # replaced just below
+    for (tensor, dim), rows in dropped.items():
+        _delete_rows(small, tensor, dim, rows)
     for module in small.modules():
         _refresh_sizes(module)
     return small
@@ -47,6 +53,9 @@ def _delete_rows(model: nn.Module, tensor: str, dim: int, rows: torch.Tensor) ->
     path, _, leaf = tensor.rpartition(".")
     owner = model.get_submodule(path)
     old = getattr(owner, leaf)
+    if isinstance(old, int):  # a number that counts channels
+        setattr(owner, leaf, old - len(rows))
+        return
     keep = torch.ones(old.shape[dim], dtype=torch.bool)
     keep[rows] = False
     new = old.detach().index_select(dim, keep.nonzero().ravel().to(old.device)).clone()
@@ -63,12 +72,11 @@ def _delete_rows(model: nn.Module, tensor: str, dim: int, rows: torch.Tensor) ->
 def _refresh_sizes(module: nn.Module) -> None:
     """Make the attributes that torch layers repeat agree with their tensors."""
     if isinstance(module, nn.Conv2d):
-        depthwise = 1 < module.groups == module.in_channels  # as it was before the cut
-        filters = module.weight.shape[0]
-        if depthwise:
-            module.groups = filters * module.groups // module.out_channels
-        module.out_channels = filters
+        module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.skeleton import Skeleton
@@ -36,6 +37,8 @@ IMAGE_SIZE = {  # pixels
     "torchvision:vgg16_bn": 32,
 }
 NAMED = tuple(IMAGE_SIZE)
+OUTPUT = "network output"
+Groups = dict[str, tuple[int, str | None]]  # name -> channels, reason
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,25 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **options: int) -> nn.Conv2
 def pooled(x: Tensor) -> Tensor:
     """(n, c, h, w) -> (n, c)."""
     return x.mean((2, 3))
+
+
+def head(inputs: int) -> nn.Linear:
+    return nn.Linear(inputs, CLASSES)
+
+
+def through(
+    middle: Callable[[Net, Tensor], Tensor], *, z: nn.Module | None = None, **layers: nn.Module
+) -> Net:
+    """conv a (16 channels), `middle`, conv z, pool, linear: z is prunable, a shows the verdict."""
+    with seeded():
+        return Net(
+            lambda s, x: s.head(pooled(F.relu(s.z(middle(s, s.a(x)))))),
+            a=conv(3, 16),
+            z=z or conv(16, 16),
+            head=head(16),
+            **layers,
+        )
+
+
+def found(network: Network) -> Groups:
+    return {group.name: (group.channels, group.frozen) for group in network.groups.values()}
