@@ -88,7 +88,9 @@ class PrepareOptions:
         "wgates:resnet20", "wgates:NAME, torchvision:NAME, timm:NAME, file.py:factory"
     )
     weights: Path | None = option(None, "dense weights: .safetensors, or a state dict")
-    data: str = option("digits", "digits, imagefolder:DIR, cifar10:DIR or file.py:factory")
+    data: str = option(
+        "digits", "digits, imagefolder:DIR, webdataset:SHARDS, cifar10:DIR, file.py:factory"
+    )
     image_size: int | None = option(None, "resize images to this many pixels square", least=1)
     train_limit: int | None = option(None, "use only this many training images", least=1)
     dense_epochs: int | None = option(
@@ -124,6 +126,9 @@ class PrepareOptions:
         settles=False,
     )
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
+    devices: int = option(
+        1, "devices that train together, in dense training and fine-tuning", least=1
+    )
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
     seed: int = option(0, "seed of splits, order, initialisation and sampling", least=0, most=2**32)
 
@@ -172,6 +177,9 @@ class CalibrateOptions:
     )
     prior: Path | None = option(
         None, "lpnet.json of the same network on another device or runtime, to begin from"
+    )
+    watchdog: float = option(
+        10.0, "give a candidate up that is measured for this many minutes", above=0, settles=False
     )
     database: Path | None = option(
         None, "SQLite file that several runs keep measurements in, too", settles=False

@@ -19,6 +19,7 @@ from pipeline.models.zoo import create_model, input_size_of
 from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
+from pipeline.stages.company import FABRIC
 from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
@@ -56,8 +57,11 @@ def data_of(context: Context) -> ImageData:
 
 
 def fabric_of(run: Run) -> Fabric:
+    """The training device, or this process's one of several inside `company`."""
     options = run.options("prepare", PrepareOptions)
-    return make_fabric(options.device, options.train_precision)
+    found = run.memo.get(FABRIC) or make_fabric(options.device, options.train_precision)
+    assert isinstance(found, Fabric)
+    return found
 
 
 def recipe_of(options: PrepareOptions, label: str, epochs: int, fix: str) -> Recipe:

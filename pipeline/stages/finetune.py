@@ -23,10 +23,16 @@ from pipeline.stages.common import (
     skeleton_of,
     trainer_of,
 )
+from pipeline.stages.company import company
 from pipeline.training import Epoch, decayed, distillation, sgd
 
 
 def execute(context: Context) -> None:
+    with company(context):
+        _execute(context)
+
+
+def _execute(context: Context) -> None:
     data, fabric = data_of(context), fabric_of(context.run)
     prepare = context.run.options("prepare", PrepareOptions)
     model = cut_model(context).to(fabric.device)

@@ -12,12 +12,18 @@ from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
 from pipeline.run import Context
 from pipeline.stages.common import bare_model, data_of, fabric_of, recipe_of, trainer_of
+from pipeline.stages.company import company
 from pipeline.training import Epoch, decayed, sgd
 
 EPOCHS_FROM_SCRATCH = 16
 
 
 def execute(context: Context) -> None:
+    with company(context):
+        _execute(context)
+
+
+def _execute(context: Context) -> None:
     options = context.options(PrepareOptions)
     data, fabric = data_of(context), fabric_of(context.run)
     for name in data.card.skipped[:5]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import warnings
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def make_fabric(device: str, precision: str, place: Place | None = None) -> Fabr
 
     With a place the call returns when all processes have come; it is one of several then.
     """
+    # it tells what was asked for, and with many dashes that it begins
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     several: dict[str, Any] = {"devices": 1}
     if place is not None:
         several = {"devices": place.of, "strategy": "ddp", "plugins": Company(place)}

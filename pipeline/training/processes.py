@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from pipeline.evaluation import batch_norms
 
@@ -82,9 +82,24 @@ def _normalised(norm: nn.modules.batchnorm._BatchNorm, images: Tensor) -> Tensor
     return out.to(images.dtype)
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; each one's loss reaches every summand."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        gradient = grads[0].clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 def _summed(value: Tensor) -> Tensor:
-    """The sum over the processes, with its gradient."""
-    result: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(value)
     return result
 
 
