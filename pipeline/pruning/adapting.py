@@ -18,10 +18,17 @@ def make_width_free(proto: onnx.ModelProto, walk: Propagation) -> None:
         for index in range(1, 4):
             if shape := walk.adapting.get((node.name, index)):
                 node.input[index] = _constant(proto, f"{node.name}.{index}", shape)
-            if counter := walk.bounds.get((node.name, index)):
-                counters.append(_counter(proto, counter, sizes[counter]))
-                node.input[index] = counters[-1].output[0]
-        if node.op_type == "Split" and (node.name, 1) in walk.adapting:
+            if bounds := walk.bounds.get((node.name, index)):
+                made = [_counter(proto, name, sizes[name]) for name in bounds]
+                counters += made
+                if len(made) > 1:
+                    parts = [one.output[0] for one in made]
+                    name = f"{node.name}.{index}"
+                    counters.append(helper.make_node("Concat", parts, [name], name=name, axis=0))
+                node.input[index:] = [counters[-1].output[0], *node.input[index + 1 :]]
+        if (node.name, 1) in walk.bounds and node.op_type == "Split":
+            _drop_attribute(node, "num_outputs")
+        elif (node.name, 1) in walk.adapting and node.op_type == "Split":
             _split_equally(node)
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
@@ -46,6 +53,12 @@ def _split_equally(node: onnx.NodeProto) -> None:
     del node.input[1:]
     if not any(item.name == "num_outputs" for item in node.attribute):
         node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
+
+
+def _drop_attribute(node: onnx.NodeProto, name: str) -> None:
+    kept = [item for item in node.attribute if item.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
 
 
 def _drop_unused(proto: onnx.ModelProto) -> None:

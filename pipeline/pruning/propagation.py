@@ -51,15 +51,26 @@ class View:
 class Code:
     """What the modules' own code holds besides tensors."""
 
-    integers: Mapping[str, int] = field(default_factory=dict)  # module.attribute -> value
+    # path of a module -> attribute -> value; `splits.0` is the first of a list
+    integers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def holding(self, path: str, value: int) -> list[str]:
-        """Attributes of the module at `path` that hold `value`."""
-        return [
-            name
-            for name, held in self.integers.items()
-            if held == value and name.rpartition(".")[0] == path
-        ]
+        """Attributes of the module at `path` that hold `value`, by their own paths."""
+        start = f"{path}." if path else ""
+        held = self.integers.get(path, {})
+        return [start + name for name, each in held.items() if each == value]
+
+    def listing(self, path: str, values: list[int]) -> list[str]:
+        """The items of the module's lists that are exactly `values`, in order."""
+        start = f"{path}." if path else ""
+        held = self.integers.get(path, {})
+        lists = {name.rpartition(".")[0] for name in held if "." in name}
+        found: list[str] = []
+        for name in sorted(lists):
+            items = [f"{name}.{i}" for i in range(len(values))]
+            if f"{name}.{len(values)}" not in held and [held.get(i) for i in items] == values:
+                found += [start + item for item in items]
+        return found
 
 
 class Propagation:
@@ -74,7 +85,8 @@ class Propagation:
         self.uses: list[Use] = []
         self.layers: list[MacLayer] = []
         self.adapting: dict[tuple[str, int], list[int]] = {}  # (node, input) -> shape that adapts
-        self.bounds: dict[tuple[str, int], str] = {}  # (node, input) -> counter it is the size of
+        # (node, input) -> counters whose sizes it is
+        self.bounds: dict[tuple[str, int], list[str]] = {}
         self._channels: dict[str, tuple[int, Ids]] = {}  # tensor -> axis, identities along it
         self._shape = _shapes(model.graph)
         self._constants = {item.name: item for item in model.graph.initializer}
@@ -179,10 +191,10 @@ class Propagation:
         self._record(Use(attribute, 0, ids, produces=False, gate=False))
 
     def bound(self, node: onnx.NodeProto, index: int, ids: Ids) -> None:
-        """Input `index` of the node is how many of these channels there are."""
-        name = f"{GRAPH_ONLY}{node.name}.{index}"
-        self.bounds[node.name, index] = name
-        self.count(name, ids)
+        """Input `index` of the node, or its next item, is how many of these channels there are."""
+        counters = self.bounds.setdefault((node.name, index), [])
+        counters.append(f"{GRAPH_ONLY}{node.name}.{index}.{len(counters)}")
+        self.count(counters[-1], ids)
 
     def _record(self, use: Use) -> None:
         earlier = self._use_at.setdefault((use.tensor, use.dim), len(self.uses))

@@ -165,14 +165,27 @@ def _split(walk: Propagation, node: onnx.NodeProto) -> None:
     if attribute(node, "axis", 0) % rank != axis:
         return pass_on(walk, node)
     sizes = [walk.shape(name)[axis] for name in node.output]
-    stops = np.cumsum(sizes).tolist()
-    if len(set(sizes)) > 1:
-        return walk.give_up(node, "channels are split into unlike parts")
-    for name, stop in zip(node.output, stops, strict=True):
-        _cut(walk, node, ids, stop - sizes[0], stop)
-        walk.emit(name, ids[stop - sizes[0] : stop], axis)
-    walk.adapting[node.name, 1] = []
+    parts = np.split(ids, np.cumsum(sizes)[:-1])
+    if listed := _listed(walk, node, sizes):
+        for index, name in enumerate(listed):
+            walk.count(name, parts[index % len(parts)])
+        for part in parts:
+            walk.bound(node, 1, part)
+    elif len(set(sizes)) == 1:
+        _cut(walk, node, ids, 0, sizes[0])
+        walk.adapting[node.name, 1] = []
+    else:
+        return walk.give_up(node, "channels are cut where no attribute of the module says")
+    for name, part in zip(node.output, parts, strict=True):
+        walk.emit(name, part, axis)
     return None
+
+
+def _listed(walk: Propagation, node: onnx.NodeProto, sizes: list[int]) -> list[str]:
+    """The items of a module's lists that hold these sizes."""
+    return next(
+        (found for path in walk.scopes(node) if (found := walk.code.listing(path, sizes))), []
+    )
 
 
 def _cut(walk: Propagation, node: onnx.NodeProto, ids: Ids, start: int, stop: int) -> None:

@@ -29,8 +29,12 @@ def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
     weights = dict(model.named_parameters(remove_duplicate=False))
     cut = [weights[tensor] for tensor, _ in dropped if tensor in weights]
     small = copy.deepcopy(model, {id(weight): weight for weight in cut})  # replaced just below
+    state = model.state_dict()
     for (tensor, dim), rows in dropped.items():
-        _delete_rows(small, tensor, dim, rows)
+        if tensor in state:
+            _delete_rows(small, tensor, dim, rows)
+        else:
+            _count_down(small, tensor, len(rows))
     for module in small.modules():
         _refresh_sizes(module)
     return small
@@ -49,13 +53,24 @@ def _check_dense(model: nn.Module, skeleton: Skeleton) -> None:
             )
 
 
+def _count_down(model: nn.Module, attribute: str, gone: int) -> None:
+    """Lower a number that counts channels: `conv.groups`, or `mixed.splits.0` in a list."""
+    path, _, leaf = attribute.rpartition(".")
+    if leaf.isdigit():
+        path, _, name = path.rpartition(".")
+        owner = model.get_submodule(path)
+        sizes = list(getattr(owner, name))
+        sizes[int(leaf)] -= gone
+        setattr(owner, name, type(getattr(owner, name))(sizes))
+    else:
+        owner = model.get_submodule(path)
+        setattr(owner, leaf, getattr(owner, leaf) - gone)
+
+
 def _delete_rows(model: nn.Module, tensor: str, dim: int, rows: torch.Tensor) -> None:
     path, _, leaf = tensor.rpartition(".")
     owner = model.get_submodule(path)
     old = getattr(owner, leaf)
-    if isinstance(old, int):  # a number that counts channels
-        setattr(owner, leaf, old - len(rows))
-        return
     keep = torch.ones(old.shape[dim], dtype=torch.bool)
     keep[rows] = False
     new = old.detach().index_select(dim, keep.nonzero().ravel().to(old.device)).clone()

@@ -65,6 +65,24 @@ def split_by_an_attribute() -> Net:
     return through(lambda s, x: s.parts(F.relu(x)), parts=Parts())
 
 
+def split_by_a_list() -> Net:
+    """MixNet's unit: kernels of several sizes, each on a part of its own width."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.splits = [10, 6]
+            self.convs = nn.ModuleList(
+                [conv(10, 10, 3, groups=10), conv(6, 6, 5, groups=6)],
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = torch.split(x, self.splits, 1)
+            return torch.cat([c(part) for c, part in zip(self.convs, parts, strict=True)], 1)
+
+    return through(lambda s, x: F.relu(s.mixed(F.relu(x))), mixed=Mixed())
+
+
 def cut_by_an_attribute() -> Net:
     """A dual path: the first channels are added to, the others are kept beside them."""
 
@@ -188,6 +206,7 @@ USUAL: Groups = {"a": (16, None), "z": (16, None), "head": (CLASSES, OUTPUT)}
 CASES: dict[Callable[[], Net], Groups] = {
     channel_shuffle: {"a": (8, None), "z": (16, None)},
     split_by_an_attribute: {"a": (4, None), **{f"parts.convs.{i}": (4, None) for i in range(3)}},
+    split_by_a_list: {"a": (10, None), "a#2": (6, None)},
     cut_by_an_attribute: {"a": (10, None), "a#2": (6, None)},
     padding_shortcut: {"b": (8, PADDED)},
     pixel_shuffle: {"a": (4, None), "b": (8, None)},
