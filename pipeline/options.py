@@ -99,7 +99,7 @@ class PrepareOptions:
     dense_lr: float = option(0.1, "peak learning rate of dense training", least=0)
     train_batch: int = option(64, "images per training step, in every training stage", least=2)
     micro_batch: int | None = option(
-        None, "most images at once on a device, gradients added up (unset: the whole step)", least=2
+        None, "most images at once on a device, gradients added up (unset: all)", least=2
     )
     weight_decay: float = option(5e-4, "weight decay, in every training stage", least=0)
     warmup: Share = option(
@@ -119,16 +119,14 @@ class PrepareOptions:
     checkpoint_minutes: float = option(
         5.0, "save a training inside its epochs this often", least=0, settles=False
     )
+    logger: Literal["csv", "tensorboard", "mlflow", "none"] = option(
+        "csv", "where the course of a training is written, beside its stage", settles=False
+    )
     loader_workers: int | None = option(
-        None,
-        "processes that decode images (unset: as many as processors)",
-        least=0,
-        settles=False,
+        None, "processes that decode images (unset: one a processor)", least=0, settles=False
     )
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
-    devices: int = option(
-        1, "devices that train together, in dense training and fine-tuning", least=1
-    )
+    devices: int = option(1, "devices that train together, dense and in fine-tuning", least=1)
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
     seed: int = option(0, "seed of splits, order, initialisation and sampling", least=0, most=2**32)
 

@@ -81,7 +81,7 @@ def recipe_of(options: PrepareOptions, label: str, epochs: int, fix: str) -> Rec
 def trainer_of(context: Context, recipe: Recipe) -> Trainer:
     """A trainer on the run's data whose checkpoints lie with the stage."""
     options = context.run.options("prepare", PrepareOptions)
-    upkeep = Upkeep(options.checkpoint_minutes)
+    upkeep = Upkeep(options.checkpoint_minutes, options.logger)
     fabric, data = fabric_of(context.run), data_of(context)
     return Trainer(fabric, data, context.partial, context.reporter, recipe, upkeep)
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,19 @@ from pipeline.errors import TrainingError
 from pipeline.evaluation import Top1
 from pipeline.run import Reporter
 from pipeline.training.average import WeightAverage
-from pipeline.training.checkpoint import Checkpoint, Progress, Tensors
+from pipeline.training.checkpoint import Checkpoint, Progress
+from pipeline.training.logs import TrainingLog
 from pipeline.training.mixing import Mixing
 from pipeline.training.optimizer import cosine
 from pipeline.training.processes import one_batch_norm, share_weights, total
 from pipeline.training.recipe import Epoch, Recipe, Upkeep
+from pipeline.training.session import Session
 from pipeline.training.steps import Loss, Steps
 
 # reading a loss waits for the device, so there it is done now and then
 LOOK_EVERY = {"cpu": 1}
 LOOK_SELDOM = 20  # steps
+LOG_EVERY = 100  # steps
 
 
 class Trainer:
@@ -54,6 +56,8 @@ class Trainer:
         self.progress = Progress()
         self._checkpoint = Checkpoint(folder, recipe, reporter)
         self._saved = ""  # what the checkpoint on disk holds, in words
+        self._log = TrainingLog("none", folder, recipe.label, step=0)
+        self._last_loss = math.nan
         self._mixing = Mixing(recipe.regime, len(data.card.classes))
 
     @property
@@ -98,15 +102,17 @@ class Trainer:
                     stack.enter_context(one_batch_norm(trained))
             steps = Steps(self.fabric, trained, optimizer, loss, self.recipe)
             average = WeightAverage(trained, regime.ema) if regime.ema > 0 else None
-            session = _Session(trained, optimizer, steps, average, on_step)
+            session = Session(trained, optimizer, steps, average, on_step)
             self._resume(session)
+            self._log = self._open_log()
             while len(self.history) < self.recipe.epochs:
                 self._epoch(session, evaluate)
+            self._log.close()
             if average is not None:
                 average.swap()
         return self.history
 
-    def _epoch(self, session: _Session, evaluate: Callable[[], Top1]) -> None:
+    def _epoch(self, session: Session, evaluate: Callable[[], Top1]) -> None:
         started = time.perf_counter() - self.progress.seconds
         session.trained.train()
         self._steps(session, started)
@@ -117,17 +123,19 @@ class Trainer:
         note = f"loss {self.history[-1].loss:.3f}, validation {top1:.2%}"
         self.reporter.progress(self.recipe.label, len(self.history), self.recipe.epochs, note)
 
-    def _close_epoch(self, top1: float, seconds: float, session: _Session) -> None:
+    def _close_epoch(self, top1: float, seconds: float, session: Session) -> None:
         progress = self.progress
         mean_loss = progress.loss / max(progress.steps, 1)
         extra = dict(self.state)
         if session.steps.shrunk:
             extra["micro_batch"] = session.steps.micro_batch
-        self.history.append(Epoch(len(self.history) + 1, mean_loss, top1, seconds, extra))
+        line = Epoch(len(self.history) + 1, mean_loss, top1, seconds, extra)
+        self._log.write({f"epoch_{k}": v for k, v in line.to_json().items()}, self._steps_done)
+        self.history.append(line)
         progress.steps, progress.loss, progress.seconds = 0, 0.0, 0.0
         self._save(session)
 
-    def _steps(self, session: _Session, started: float) -> None:
+    def _steps(self, session: Session, started: float) -> None:
         """The steps of the epoch that are not done yet."""
         number, fabric, progress = len(self.history), self.fabric, self.progress
         part = Part(progress.steps, fabric.global_rank, fabric.world_size)
@@ -142,6 +150,9 @@ class Trainer:
             if progress.steps % LOOK_EVERY.get(fabric.device.type, LOOK_SELDOM):
                 continue
             self._read(unread)
+            if progress.steps % LOG_EVERY == 0:
+                rate = session.optimizer.param_groups[0]["lr"]
+                self._log.write({"loss": self._last_loss, "lr": rate}, self._steps_done)
             if time.perf_counter() - saved >= 60 * self.upkeep.minutes:
                 self._require_finite(session.trained)
                 progress.seconds = time.perf_counter() - started
@@ -149,9 +160,9 @@ class Trainer:
                 saved = time.perf_counter()
         self._read(unread)
 
-    def _step(self, session: _Session, images: Tensor, labels: Tensor) -> Tensor:
+    def _step(self, session: Session, images: Tensor, labels: Tensor) -> Tensor:
         number, fabric, recipe = len(self.history), self.fabric, self.recipe
-        done = number * self.steps_per_epoch + self.progress.steps
+        done = self._steps_done
         share = done / (recipe.epochs * self.steps_per_epoch)
         factor = cosine(share, recipe.regime.warmup)
         for group in session.optimizer.param_groups:
@@ -176,7 +187,7 @@ class Trainer:
             if not math.isfinite(value):
                 step = self.progress.steps - ago + 1
                 raise self._diverged(f"the loss became {value} in step {step}")
-        self.progress.loss += sum(values)
+        self.progress.loss, self._last_loss = self.progress.loss + sum(values), values[-1]
         unread.clear()
 
     def _require_finite(self, trained: nn.Module) -> None:
@@ -192,13 +203,22 @@ class Trainer:
             fix=self.recipe.fix,
         )
 
-    def _save(self, session: _Session) -> None:
+    @property
+    def _steps_done(self) -> int:
+        return len(self.history) * self.steps_per_epoch + self.progress.steps
+
+    def _open_log(self) -> TrainingLog:
+        kind = self.upkeep.logger if self.fabric.is_global_zero else "none"
+        return TrainingLog(kind, self.folder, self.recipe.label, step=self._steps_done)
+
+    def _save(self, session: Session) -> None:
+        self._log.save()
         self.progress.micro_batch = session.steps.micro_batch
         if self.fabric.is_global_zero:
             self._checkpoint.write(self.progress, session.tensors(self.fabric))
         self._saved = str(self.progress)
 
-    def _resume(self, session: _Session) -> None:
+    def _resume(self, session: Session) -> None:
         session.steps.tell = self.reporter.say
         found = self._checkpoint.read() if self.fabric.is_global_zero else None
         if self.fabric.world_size > 1:
@@ -210,49 +230,6 @@ class Trainer:
         session.steps.micro_batch = self.progress.micro_batch
         self._saved = str(self.progress)
         self.reporter.say(f"{self.recipe.label}: resumed {self.progress}")
-
-
-@dataclass(frozen=True)
-class _Session:
-    """The objects of one call of `train`."""
-
-    trained: nn.Module
-    optimizer: torch.optim.Optimizer
-    steps: Steps
-    average: WeightAverage | None
-    on_step: Callable[[], None]
-
-    def tensors(self, fabric: Fabric) -> Tensors:
-        """All that has to come back, by name."""
-        found = {f"module.{name}": value for name, value in self.trained.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    found[f"optimizer.{index}.{slot}"] = value
-        if self.average is not None:
-            found |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-        for name, number in fabric.strategy.precision.state_dict().items():
-            found[f"precision.{name}"] = torch.tensor(number, dtype=torch.float64)
-        return found
-
-    def load(self, tensors: Tensors, fabric: Fabric) -> None:
-        self.trained.load_state_dict(_under("module.", tensors))
-        slots: dict[int, Tensors] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if self.average is not None:
-            self.average.load_state_dict(_under("average.", tensors))
-        if scaling := _under("precision.", tensors):
-            numbers = {name: value.item() for name, value in scaling.items()}
-            numbers["_growth_tracker"] = int(numbers["_growth_tracker"])
-            fabric.strategy.precision.load_state_dict(numbers)
-
-
-def _under(prefix: str, tensors: Tensors) -> Tensors:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _seeds(*numbers: int) -> tuple[int, int]:

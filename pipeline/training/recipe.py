@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from pipeline.training.logs import LoggerKind
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -52,4 +54,4 @@ class Upkeep:
     """What is done beside a training and does not change its result."""
 
     minutes: float = 5.0  # between checkpoints inside an epoch; 0: as often as there can be one
-    logger: str = "none"
+    logger: LoggerKind = "none"
