@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,12 +70,14 @@ class MLflowLogger(Logger):
     def __init__(self, folder: Path) -> None:
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient()
+        with _refusal_told():
+            self._client = MlflowClient()
         self._folder = folder
         known = folder / RUN_ID
         if not known.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            known.write_text(self._client.create_run("0", run_name=folder.name).info.run_id)
+            with _refusal_told():
+                known.write_text(self._client.create_run("0", run_name=folder.name).info.run_id)
         self._run = known.read_text()
 
     @property
@@ -86,8 +89,9 @@ class MLflowLogger(Logger):
         return self._run
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        for name, value in metrics.items():
-            self._client.log_metric(self._run, name, value, step=step)
+        with _refusal_told():
+            for name, value in metrics.items():
+                self._client.log_metric(self._run, name, value, step=step)
 
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
@@ -97,4 +101,19 @@ class MLflowLogger(Logger):
             self._client.log_param(self._run, name, value)
 
     def finalize(self, status: str) -> None:
-        self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+        with _refusal_told():
+            self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+
+
+@contextmanager
+def _refusal_told() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise DeployError(
+            f"MLflow does not take what is logged: {error}",
+            fix="set MLFLOW_TRACKING_URI to a server that answers, or use --logger csv; the same "
+            "command resumes",
+        ) from error

@@ -83,6 +83,11 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "server").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
+    with pytest.raises(DeployError, match="MLflow does not take") as caught:
+        TrainingLog("mlflow", tmp_path, "dense", step=0)
+    assert "MLFLOW_TRACKING_URI" in caught.value.fix
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for step in (0, 5):
         log = TrainingLog("mlflow", tmp_path, "masked weights", step=step)
         log.write({"loss": 2.0 - step / 10}, step)
