@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from calibration.widths import ChannelGroup, ChannelGroups, Slice
 from pipeline.pruning.masking import masked as masked
+from pipeline.pruning.row_scores import row_scores, standardised
 from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
 Start = Literal["norm", "shuffled", "drawn"]
@@ -56,7 +57,7 @@ class GroupGate(nn.Module):
             [filters_of(model, piece) for piece in self.producers], settings.start
         )
         for piece in self.producers:
-            self.score.append(_fitted(_standardised(filters_of(model, piece)), wanted))
+            self.score.append(_fitted(standardised(filters_of(model, piece)), wanted))
 
     def layers(self) -> list[nn.Linear]:
         """The fully connected layer of each producer."""
@@ -68,7 +69,7 @@ class GroupGate(nn.Module):
         for piece, rows, layer in zip(self.producers, self.rows, self.layers(), strict=True):
             filters = _filters(model, piece, rows)
             filters = filters.detach() if detach_input else filters
-            total = total + layer(_standardised(filters)).squeeze(1)
+            total = total + row_scores(filters, layer.weight[0]) + layer.bias
         return total / len(self.producers)
 
     def forward(self, scores: Tensor) -> Tensor:
@@ -156,18 +157,6 @@ def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d):
         return not (module.groups > 1 and module.weight.shape[1] == 1)
     return isinstance(module, nn.Linear)
-
-
-def _standardised(filters: Tensor) -> Tensor:
-    """Rows to mean 0 and norm 1.
-
-    Weight decay on a filter then does not move its score, and a step of the gate layer moves a
-    score equally far whatever the fan-in: with spread 1 instead, a 3x3x64 filter's score moves 576
-    times as far as its bias does, and gates close by noise alone.
-    """
-    centred = filters - filters.mean(dim=1, keepdim=True)
-    norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-    return centred / norm.clamp_min(1e-8)
 
 
 def _first_scores(banks: list[Tensor], start: Start) -> Tensor:

@@ -1,0 +1,264 @@
+"""Accuracy at equal measured latency on CIFAR-10: dense, baselines and W-Gates.
+
+    python -m benchmarks.accuracy --data DIR --weights DIR --work FOLDER [--form small]
+
+DIR of --data holds train/<class>/*.jpg and test/<class>/*.jpg, that of --weights the checkpoints
+resnet20-cifar10.safetensors and resnet56-cifar10.safetensors. All arms of a network and seed start
+from one dense network (the checkpoint, adapted to the JPEG images) and one calibration, prune inner
+groups only, train for the same number of epochs on the same images in the same order with the same
+augmentation, select on validation and report test. At the end the engines of a budget are timed
+beside each other in the same fresh processes. Every arm is a run folder with its log; what is done
+is not done again, so the study goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Form
+from benchmarks.common import environment, write_result
+from benchmarks.torch_pruning_plans import METHODS, plan_at
+from calibration.widths import dump
+from pipeline.models.weights import load_weights
+from pipeline.models.zoo import create_model
+from targets.base import TargetOptions
+from targets.blocks import BlockRun, measure_blocks
+
+CLASSES = 10
+SHARED = ("prepare", "trace", "calibrate")
+# torch-pruning's plans are found by measuring; they aim below the budget as all arms do
+MARGIN, TRIES, STEP = 0.02, 3, 0.01
+
+
+@dataclass(frozen=True)
+class Study:
+    """One network and seed: a base that all its arms start from."""
+
+    network: str
+    seed: int
+    form: Form
+    given: argparse.Namespace
+
+    @property
+    def folder(self) -> Path:
+        work: Path = self.given.work
+        return work / f"{self.network}-seed{self.seed}"
+
+    @property
+    def model(self) -> str:
+        return f"wgates:{self.network}a"
+
+    def base(self) -> Path:
+        """The adapted dense network, traced and calibrated."""
+        folder, form = self.folder / "base", self.form
+        weights = self.given.weights / f"{self.network}-cifar10.safetensors"
+        self._prepare(folder, weights, form.adapt_epochs, lr="0.02")
+        stage("trace", folder, "--residual", "inner")
+        limits = ("--samples", str(form.samples), "--lpnet-error", "1%")
+        stage("calibrate", folder, "--target", "ort-cpu", "--threads", "1", *limits)
+        return folder
+
+    def dense(self) -> dict[str, Any]:
+        """The dense network, trained for as many more epochs as the pruned arms are."""
+        folder = self.folder / "dense"
+        epochs = self.form.gate_epochs + self.form.finetune_epochs
+        dense = self.folder / "base" / "prepare" / "dense.safetensors"
+        seconds = self._prepare(folder, dense, epochs, lr="0.05")
+        found = read(folder, "prepare/prepare.json")
+        return {"test": found["top1"]["test"], "history": found["history"], "seconds": seconds}
+
+    def _prepare(self, folder: Path, weights: Path, epochs: int, *, lr: str) -> float:
+        return stage(
+            *("prepare", folder, "--model", self.model, "--weights", str(weights)),
+            *("--data", f"imagefolder:{self.given.data}", "--seed", str(self.seed)),
+            *("--train-limit", str(self.form.images), "--train-batch", "128"),
+            *("--dense-epochs", str(epochs), "--dense-lr", lr),
+            *("--train-precision", self.given.train_precision),
+        )
+
+    def arm(self, name: str, budget: float, flags: tuple[str, ...]) -> dict[str, Any]:
+        """One pruned network, from the base to its verified engine."""
+        folder = self.folder / f"{budget:g}x {name}"
+        for shared in SHARED:
+            if not (folder / shared).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(self.folder / "base" / shared, folder / shared)
+        if name in METHODS:
+            return self._given_plan(name, folder, budget)
+        return self._trained(folder, budget, flags)
+
+    def _given_plan(self, name: str, folder: Path, budget: float) -> dict[str, Any]:
+        """torch-pruning's plan; searched again a little lower if it turns out too slow."""
+        model = create_model(self.model, CLASSES)
+        load_weights(model, self.folder / "base" / "prepare" / "dense.safetensors")
+        path, found = folder / "given.json", {}
+        for attempt in range(TRIES):
+            if not path.exists():
+                aim = budget * (1 - MARGIN - attempt * STEP)
+                plan, how = plan_at(folder, model.eval(), name, aim)
+                (folder / "search.json").write_text(dump(how), encoding="utf-8")
+                path.write_text(dump(plan.to_json()), encoding="utf-8")
+            found = self._trained(folder, budget, ("--plan", str(path)))
+            if "complaint" not in found:
+                break
+            path.unlink()
+        return found
+
+    def _trained(self, folder: Path, budget: float, flags: tuple[str, ...]) -> dict[str, Any]:
+        form = self.form
+        epochs = ("--gate-epochs", str(form.gate_epochs))
+        seconds = 0.0
+        for name, options in {
+            "prune": ("--budget", f"{budget:g}x", *epochs, *own("prune", flags)),
+            "finetune": (
+                *("--finetune-epochs", str(form.finetune_epochs)),
+                *own("finetune", flags),
+            ),
+            "export": (),
+            "build": (),
+            "verify": (),
+        }.items():
+            took = stage(name, folder, *options, may_fail=True)
+            seconds += took
+            if not (folder / name).exists():
+                return {"complaint": last_words(folder), "seconds": seconds}
+        return {**outcome(folder), "seconds": seconds}
+
+
+def own(stage_name: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """Of an arm's flags, those of the stage."""
+    return flags if (flags[:1] == ("--distill",)) == (stage_name == "finetune") else ()
+
+
+def stage(name: str, folder: Path, *flags: str, may_fail: bool = False) -> float:
+    """Run one stage, its words into the folder's log; seconds it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = Path(sys.executable).with_name("pipeline")
+    started = time.perf_counter()
+    print(f"{folder.parent.name}/{folder.name}: {name}", flush=True)
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        done = subprocess.run(
+            [script, name, str(folder), *flags], stdout=log, stderr=log, check=False
+        )
+    if done.returncode not in ((0, 1, 3) if may_fail else (0,)):
+        raise SystemExit(f"{name} {folder}: exit code {done.returncode}\n{last_words(folder)}")
+    return time.perf_counter() - started
+
+
+def last_words(folder: Path) -> str:
+    return (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+
+
+def read(folder: Path, file: str) -> Any:
+    return json.loads((folder / file).read_text(encoding="utf-8"))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What an arm came to."""
+    certificate = read(folder, "verify/certificate.json")
+    prune, finetune = read(folder, "prune/prune.json"), read(folder, "finetune/finetune.json")
+    return {
+        "test": certificate["accuracy"]["engine"],
+        "val": max((epoch["val_top1"] for epoch in finetune["history"]), default=None),
+        "before_finetuning": finetune["top1"]["pruned"],
+        "verdict": certificate["verdict"],
+        "params": certificate["params"]["pruned"],
+        "macs": certificate["macs"]["pruned"],
+        "rounds": prune["rounds"],
+        "widths": prune["widths"],
+        "history": [*prune["history"], *finetune["history"]],
+    }
+
+
+def timed(study: Study, budget: float, names: list[str]) -> dict[str, Any]:
+    """The engines of one budget beside the dense one, in the same fresh processes."""
+    folders = {name: study.folder / f"{budget:g}x {name}" for name in names}
+    engines = {name: folder / "build" / "engine.onnx" for name, folder in folders.items()}
+    path = study.folder / f"{budget:g}x timing.json"
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if set(stored["blocks"]) == {"dense", *names}:
+            return ratios(BlockRun.from_json(stored), names)
+    dense = next(iter(folders.values())) / "build" / "dense.onnx"
+    blocks = measure_blocks(
+        "ort-cpu",
+        TargetOptions(threads=1),
+        {"dense": dense, **engines},
+        processes=study.form.processes,
+        seconds_per_block=0.3,
+    )
+    path.write_text(json.dumps(blocks.to_json()), encoding="utf-8")
+    return ratios(blocks, names)
+
+
+def ratios(blocks: BlockRun, names: list[str]) -> dict[str, Any]:
+    return {
+        name: {
+            **dict(zip(("ratio_to_dense", "ratio_ci95"), blocks.ratio(name, "dense"), strict=True)),
+            "median_ms": blocks.median_ms(name),
+        }
+        for name in names
+    }
+
+
+def run(study: Study) -> dict[str, Any]:
+    """All arms of one network and seed."""
+    study.base()
+    wanted: list[str] = study.given.arms.split(",") if study.given.arms else []
+    arms = {"wgates": (), **BASELINES, **dict.fromkeys(METHODS, ())}
+    if study.given.ablate:
+        arms |= ABLATIONS
+    chosen = {name: flags for name, flags in arms.items() if not wanted or name in wanted}
+    document: dict[str, Any] = {"budgets": {}}
+    for budget in study.form.budgets:
+        found = {name: study.arm(name, budget, flags) for name, flags in chosen.items()}
+        built = [name for name, item in found.items() if "complaint" not in item]
+        for name, ratio in (timed(study, budget, built) if built else {}).items():
+            found[name] |= ratio
+        document["budgets"][f"{budget:g}x"] = found
+        for name, item in found.items():
+            print(f"{budget:g}x {name}: {line(item)}", flush=True)
+    document["dense"] = study.dense()
+    document["adapted"] = read(study.folder / "base", "prepare/prepare.json")["top1"]
+    return document
+
+
+def line(item: dict[str, Any]) -> str:
+    if "complaint" in item:
+        return str(item["complaint"])
+    return f"test {item['test']['top1']:.2%} at {item['ratio_to_dense']:.3f}x of dense"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--form", choices=list(FORMS), default="small")
+    parser.add_argument("--arms", help="only these, by commas")
+    parser.add_argument("--ablate", action="store_true", help="variants of W-Gates, too")
+    parser.add_argument("--train-precision", default="32-true")
+    parser.add_argument("--out", help="name of a result file in benchmarks/results")
+    given = parser.parse_args()
+    form = FORMS[given.form]
+    studies = [
+        Study(network, seed, form, given) for network in form.networks for seed in range(form.seeds)
+    ]
+    found = {study.folder.name: run(study) for study in studies}
+    if given.out:
+        protocol = {"form": asdict(form), "train_precision": given.train_precision}
+        write_result(
+            given.out, {"environment": environment(), "protocol": protocol, "studies": found}
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Are budgets hit? Three networks, five budgets each, two targets; short training.
+
+    python -m benchmarks.budgets --work FOLDER [--only PART] [--small] [--out budgets.json]
+
+A network is prepared, traced and calibrated once a target; its budgets go from 0.85x to just above
+the measured floor. Each run is `pipeline prune`, whose plans are then built anew and timed in fresh
+processes beside the dense engine: the first plan that was tried, and the one that was taken. A line
+of FOLDER/runs.jsonl is one run; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import environment, pipeline, write_result
+from calibration.candidates import Slicer
+from calibration.skeleton import Skeleton
+from calibration.widths import WidthVector
+from targets import load_target
+from targets.base import TargetOptions
+from targets.blocks import measure_blocks
+
+TARGETS = ("ort-cpu", "openvino-cpu")
+HIGHEST, ABOVE_FLOOR, COUNT = 0.85, 1.04, 5
+WASTED = 0.03  # a plan that much below its budget wastes capacity
+SHARED = ("prepare", "trace", "calibrate")
+
+
+@dataclass(frozen=True)
+class Network:
+    name: str
+    model: str
+    size: int  # pixels
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is trained and measured."""
+
+    images: int
+    gate_epochs: int
+    samples: int
+    processes: int
+    seconds: float  # of a timed block
+
+
+NETWORKS = (
+    Network("resnet20", "wgates:resnet20", 32),
+    Network("resnet18", "torchvision:resnet18", 64),
+    Network("mobilenet_v2", "torchvision:mobilenet_v2", 96),
+)
+FULL = Effort(images=640, gate_epochs=15, samples=300, processes=8, seconds=0.3)
+SMALL = Effort(images=128, gate_epochs=3, samples=40, processes=2, seconds=0.1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one target: a run folder that every budget starts from."""
+
+    network: Network
+    target: str
+    work: Path
+    effort: Effort
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.name}-{self.target}"
+
+    @property
+    def folder(self) -> Path:
+        return self.work / self.name
+
+    def calibrated(self) -> dict[str, Any]:
+        """Prepare, trace and calibrate; each knows what it has done before."""
+        net, folder, effort = self.network, str(self.folder), self.effort
+        pipeline(
+            *("prepare", folder, "--model", net.model, "--data", "digits"),
+            *("--image-size", str(net.size), "--train-limit", str(effort.images)),
+            *("--dense-epochs", "2", "--dense-lr", "0.02", "--device", "cpu"),
+        )
+        pipeline("trace", folder)
+        limits = ("--samples", str(effort.samples), "--lpnet-error", "1%")
+        pipeline("calibrate", folder, "--target", self.target, "--threads", "1", *limits)
+        text = (self.folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def budgets(self) -> list[float]:
+        """Shares of the dense latency, from high to just above the floor."""
+        lowest = ABOVE_FLOOR * self.calibrated()["floor"]["ratio"]
+        return [round(float(share), 3) for share in np.linspace(HIGHEST, lowest, COUNT)]
+
+
+def prune(case: Case, budget: float) -> tuple[Path, str]:
+    """The run folder after `pipeline prune`, and what it complained about."""
+    folder = case.work / f"{case.name}-{budget:g}x"
+    for stage in SHARED:
+        if not (folder / stage).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(case.folder / stage, folder / stage)
+    script = Path(sys.executable).with_name("pipeline")
+    options = ("--budget", f"{budget:g}x", "--gate-epochs", str(case.effort.gate_epochs))
+    done = subprocess.run(
+        [script, "prune", str(folder), *options], capture_output=True, text=True, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{folder}: exit code {done.returncode}\n{done.stderr}")
+    return folder, done.stderr.strip() if done.returncode else ""
+
+
+def judged(case: Case, kept: dict[str, list[int]]) -> dict[str, Any]:
+    """Median ratio to the dense engine of the networks of these widths, by fresh processes."""
+    skeleton = Skeleton.open(case.folder / "trace")
+    slicer, names = Slicer(skeleton), skeleton.groups.names
+    options = TargetOptions(threads=1)
+    target = load_target(case.target, options)
+    full = list(skeleton.groups.full().kept)
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {}
+        for name, widths in {"dense": full, **kept}.items():
+            onnx = slicer.at_widths(WidthVector(names, tuple(widths)))
+            path = Path(folder) / f"{name}{target.engine_suffix}"
+            engines[name] = target.build(onnx, path).engine
+        blocks = measure_blocks(
+            case.target,
+            options,
+            engines,
+            processes=case.effort.processes,
+            seconds_per_block=case.effort.seconds,
+        )
+    return {
+        name: dict(zip(("ratio", "ci95"), blocks.ratio(name, "dense"), strict=True))
+        for name in kept
+    } | {"doubts": list(blocks.doubts())}
+
+
+def run(case: Case, budget: float) -> dict[str, Any]:
+    """One line of the result."""
+    folder, complaint = prune(case, budget)
+    line: dict[str, Any] = {"case": case.name, "budget": budget, "complaint": complaint}
+    if complaint:
+        return line
+    found = json.loads((folder / "prune" / "prune.json").read_text(encoding="utf-8"))
+    rounds = found["rounds"]
+    taken = [item["kept"] for item in found["widths"]]
+    gates = [epoch for epoch in found["history"] if "multiplier" in epoch]
+    return line | {
+        "rounds": rounds,
+        "gates_predicted_over_aim": gates[-1]["predicted"] / found["aim_ms"] if gates else None,
+        "judged": judged(case, {"first": rounds[0]["kept"], "taken": taken}),
+    }
+
+
+def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of the runs; those that were honestly refused count for no share."""
+    reached = [line for line in lines if not line["complaint"]]
+    first = [line["judged"]["first"]["ratio"] <= line["budget"] for line in reached]
+    taken = [line["judged"]["taken"]["ratio"] / line["budget"] for line in reached]
+    return {
+        "runs": len(lines),
+        "refused": [f"{line['case']} {line['budget']:g}x" for line in lines if line["complaint"]],
+        "first_try_met": float(np.mean(first)) if first else None,
+        "taken_met": float(np.mean(np.array(taken) <= 1)) if taken else None,
+        "taken_wasteful": float(np.mean(np.array(taken) < 1 - WASTED)) if taken else None,
+        "most_rounds": max((line["rounds"][-1]["round"] for line in reached), default=None),
+        "taken_over_budget": {
+            "quartiles": np.quantile(taken, [0, 0.25, 0.5, 0.75, 1]).tolist() if taken else None
+        },
+    }
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def cases(work: Path, effort: Effort, only: str) -> Iterator[Case]:
+    for network in NETWORKS:
+        for target in TARGETS:
+            case = Case(network, target, work, effort)
+            if only in case.name:
+                yield case
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", default="", help="a part of NETWORK-TARGET")
+    parser.add_argument("--small", action="store_true", help="hardly any training: a trial")
+    parser.add_argument("--count", type=int, default=COUNT, help="budgets a case")
+    parser.add_argument("--out", help="name of a result file in benchmarks/results")
+    given = parser.parse_args()
+    effort = SMALL if given.small else FULL
+    given.work.mkdir(parents=True, exist_ok=True)
+    log = given.work / "runs.jsonl"
+    for case in cases(given.work, effort, given.only):
+        done = {(line["case"], line["budget"]) for line in lines_of(log)}
+        for budget in case.budgets()[: given.count]:
+            if (case.name, budget) in done:
+                continue
+            line = run(case, budget)
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+    lines = lines_of(log)
+    print(json.dumps(summary(lines), indent=1))
+    if given.out:
+        document = {"environment": environment(), "effort": asdict(effort)}
+        write_result(given.out, {**document, "summary": summary(lines), "runs": lines})
+
+
+if __name__ == "__main__":
+    main()
