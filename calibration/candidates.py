@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from calibration.errors import GroupsError
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan, WidthVector
+from calibration.widths import GRAPH_ONLY, Plan, WidthVector
 
 # protobuf field numbers of ONNX, and its two wire types that occur here
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
@@ -64,7 +64,7 @@ class Slicer:
         found = {}
         for node in self._frame.graph.node:
             if node.op_type in ("Conv", "ConvTranspose"):
-                count = node.input[1].rpartition(".")[0] + ".groups"
+                count = f"{GRAPH_ONLY}{node.name}.group"
                 if count in cut:
                     found[node.name] = count
                     convs = next(a.i for a in node.attribute if a.name == "group")

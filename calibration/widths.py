@@ -25,8 +25,8 @@ class Slice:
     `tensor` is a state-dict name that is also the ONNX initializer name; `rows[c]` are the rows
     that channel `c` owns along `dim`. A flatten after a convolution, a concat offset or a grouped
     convolution differ only in these rows. A number that counts channels is written as a tensor of
-    that many rows: a module's integer by its path (`conv.groups`, `block.width`), and a bound in
-    the skeleton by an initializer of its own (`GRAPH_ONLY`).
+    that many rows: a module's integer by its path (`conv.groups`, `block.width`), and one of the
+    skeleton's under a name of its own (`GRAPH_ONLY`): an initializer, or a node's attribute.
     """
 
     tensor: str

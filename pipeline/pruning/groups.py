@@ -40,7 +40,8 @@ def trace(model: nn.Module, example: torch.Tensor, *, residual: Residual = "tied
 
 def _analysed(model: nn.Module, example: torch.Tensor, residual: Residual) -> Skeleton:
     proto = onnx.load_from_string(export_onnx(model, example, keep_names=True))
-    walk = Propagation(proto, frozenset(model.state_dict()), Code(_integers(model)))
+    named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    walk = Propagation(proto, frozenset(named | set(model.state_dict())), Code(_integers(model)))
     walk.run(OPERATORS, otherwise=not_analysed)
     make_width_free(proto, walk)
     groups = _freeze_without_filters(model, assemble(walk, residual))
@@ -59,11 +60,14 @@ def _analysed(model: nn.Module, example: torch.Tensor, residual: Residual) -> Sk
 def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
     """Whole numbers that modules keep, also in lists: their code may cut tensors there.
 
-    torch's own layers repeat only the sizes of their tensors, which surgery refreshes.
+    torch's own layers repeat only the sizes of their tensors, which surgery refreshes, and
+    convolutions their groups.
     """
     found: dict[str, dict[str, int]] = {}
     for path, module in model.named_modules():
-        if not type(module).__module__.startswith("torch.nn."):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            found[path] = {"groups": module.groups}
+        elif not type(module).__module__.startswith("torch.nn."):
             kept = found.setdefault(path, {})
             for name, value in vars(module).items():
                 if type(value) is int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from calibration.widths import GRAPH_ONLY
 from pipeline.pruning import rearranging
 from pipeline.pruning.identities import Ids
 from pipeline.pruning.propagation import MacLayer, Propagation, Rule
@@ -28,7 +29,8 @@ def _conv(walk: Propagation, node: onnx.NodeProto) -> None:
     convs = attribute(node, "group", 1)
     source = walk.along(node.input[0], 1)
     if convs > per_group:  # many narrow sub-convolutions (depthwise: of one input) go as a whole
-        return _finish(walk, node, 0, _whole(walk, weight, source, convs, outputs), produces=False)
+        units = _whole(walk, node, source, convs)
+        return _finish(walk, node, 0, np.repeat(units, outputs // convs), produces=False)
     if convs > 1:  # a few wide ones: each must lose the same channels, so they are tied
         by_group = source.reshape(convs, per_group)
         for other in by_group[1:]:
@@ -46,20 +48,24 @@ def _transposed(walk: Propagation, node: onnx.NodeProto) -> None:
     if convs > 1:
         if outputs > 1:
             return walk.give_up(node, "a transposed convolution in groups")
-        made = _whole(walk, weight, source, convs, convs)
-        return _finish(walk, node, 0, made, produces=False)
+        return _finish(walk, node, 0, _whole(walk, node, source, convs), produces=False)
     walk.use(weight, 0, source)
     return _finish(walk, node, 1, walk.identities.new(outputs))
 
 
-def _whole(walk: Propagation, weight: str, source: Ids, convs: int, outputs: int) -> Ids:
-    """Sub-convolutions that live or die with all their inputs; the outputs they make."""
+def _whole(walk: Propagation, node: onnx.NodeProto, source: Ids, convs: int) -> Ids:
+    """Sub-convolutions that live or die with all their inputs: (convs,) identities."""
     units = source.reshape(convs, -1)
     for other in units.T[1:]:
         walk.identities.tie(units[:, 0], other)
-    owner = (walk.parameter(weight) or "").rpartition(".")[0]
-    walk.count(f"{owner}.groups", units[:, 0])
-    return np.repeat(units[:, 0], outputs // convs)
+    walk.count(f"{GRAPH_ONLY}{node.name}.group", units[:, 0])
+    owner = (walk.parameter(node.input[1]) or "").rpartition(".")[0]
+    held = walk.code.holding(owner, convs)
+    for attribute_name in held:
+        walk.count(attribute_name, units[:, 0])
+    if not held:
+        walk.identities.freeze(units, "no attribute of the module holds its number of groups")
+    return units[:, 0]
 
 
 def _finish(

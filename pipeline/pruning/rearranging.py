@@ -205,7 +205,12 @@ def _cut(walk: Propagation, node: onnx.NodeProto, ids: Ids, start: int, stop: in
 
 def _count(walk: Propagation, node: onnx.NodeProto, wanted: dict[int, Ids]) -> bool:
     for path in walk.scopes(node):
-        found = [(name, n) for n in wanted for name in walk.code.holding(path, n)]
+        found = [
+            (name, value)
+            for value in wanted
+            for name in walk.code.holding(path, value)
+            if not name.endswith(".groups")  # a convolution's, not a place to cut
+        ]
         for name, value in found:
             walk.count(name, wanted[value])
         if found:

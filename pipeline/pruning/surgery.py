@@ -29,9 +29,9 @@ def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
     weights = dict(model.named_parameters(remove_duplicate=False))
     cut = [weights[tensor] for tensor, _ in dropped if tensor in weights]
     small = copy.deepcopy(model, {id(weight): weight for weight in cut})  # replaced just below
-    state = model.state_dict()
+    tensors = {*weights, *dict(model.named_buffers(remove_duplicate=False))}
     for (tensor, dim), rows in dropped.items():
-        if tensor in state:
+        if tensor in tensors:
             _delete_rows(small, tensor, dim, rows)
         else:
             _count_down(small, tensor, len(rows))

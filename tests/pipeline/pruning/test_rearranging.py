@@ -144,6 +144,21 @@ def narrow_sub_convolutions() -> Net:
     return through(lambda s, x: F.relu(s.b(F.relu(x))), b=conv(16, 24, groups=8), z=conv(24, 16))
 
 
+def blur() -> Net:
+    """A fixed depthwise filter that is no weight and no entry of the state dict."""
+
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels = 16
+            self.register_buffer("filt", torch.full((16, 1, 3, 3), 1 / 9), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.filt, stride=2, groups=self.channels)
+
+    return through(lambda s, x: s.blur(F.relu(x)), blur=Blur())
+
+
 def split_attention() -> Net:
     """ResNeSt's unit: two convolutions side by side, weighed against each other by channel."""
 
@@ -215,6 +230,7 @@ CASES: dict[Callable[[], Net], Groups] = {
     upsampled_and_expanded: {},
     channel_prelu: {},
     narrow_sub_convolutions: {"a": (8, None)},
+    blur: {},
     split_attention: {"a": (8, None), "b": (16, None), "down": (8, None)},
     tokens: {"a": (16, LAYER_NORM), "wide": (48, None)},
     attention: {"b": (20, None), "qkv": (6, PRODUCT), "out": (16, None)},
