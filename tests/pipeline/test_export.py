@@ -153,3 +153,10 @@ def test_what_torch_cannot_export_is_refused_in_one_line() -> None:
         export_onnx(model, images())
     assert "\n" not in str(caught.value)
     assert "torch.export" in caught.value.fix
+
+
+def test_a_model_beyond_one_onnx_file_is_refused() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight = nn.Parameter(torch.zeros(1, 1).expand(2**15, 2**15))  # 4 GiB, none of it held
+    with pytest.raises(ModelError, match=r"weights are 4\.0 GiB; one ONNX file holds at most 2"):
+        export_onnx(model, torch.zeros(1, 3, 8, 8))

@@ -44,6 +44,17 @@ class ConvByHand(nn.Module):
         return made
 
 
+class DepthwiseByHand(nn.Module):
+    """How many convolutions there are stands in the code alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, padding=1, groups=16)
+
+
 def concat() -> Net:
     return Net(
         lambda s, x: s.head(pooled(F.relu(s.c(torch.cat([s.a(x), s.b(x)], 1))))),
@@ -256,6 +267,10 @@ FROZEN: dict[str, tuple[Callable[[], Net], str]] = {
     "a closed channel is not nothing": (
         lambda: through(lambda s, x: torch.sigmoid(x)),
         "sliced and gated outputs differ",
+    ),
+    "groups by a literal": (
+        lambda: through(lambda s, x: F.relu(s.hand(F.relu(x))), hand=DepthwiseByHand()),
+        "no attribute of the module holds its number of groups",
     ),
     "computed weight": (
         lambda: through(lambda s, x: s.w(x), w=nn.utils.parametrizations.weight_norm(conv(16, 16))),
