@@ -15,7 +15,8 @@ from torch import nn
 
 from pipeline.training.devices import Place
 
-from .small import folder_of, make_data, make_model, recipe, said, train
+from .gated import learned_plan
+from .small import FABRIC, folder_of, make_data, make_model, recipe, said, train
 
 # sums over two processes are rounded differently: float32, some 15 steps of learning rate 0.1
 TOLERANCE = 2e-5
@@ -62,12 +63,12 @@ save_file(model.state_dict(), own / "model.safetensors")
 """
 
 
-def together(folder: Path, **options: Any) -> list[dict[str, Any]]:
+def together(folder: Path, program: str = MEMBER, **options: Any) -> list[dict[str, Any]]:
     """Train in two processes; what each found."""
     port = Place.first(2).port
     members = [
         subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(Path(__file__).parent), str(folder)]
+            [sys.executable, "-c", program, str(Path(__file__).parent), str(folder)]
             + [str(rank), str(port), json.dumps(options)],
             stderr=subprocess.PIPE,
             text=True,
@@ -111,3 +112,28 @@ def test_two_processes_stopped_and_resumed_give_the_weights_of_one(tmp_path: Pat
         losses = [loss for loss, _ in member["history"]]
         assert losses == pytest.approx([loss for loss, _ in history], rel=1e-5)
     require_same(model, tmp_path)
+
+
+PRUNER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import gated, small
+from pipeline.training import make_fabric
+from pipeline.training.devices import Place
+
+folder, rank, port = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+own = folder / str(rank)
+own.mkdir()
+fabric = make_fabric("cpu", "32-true", Place(rank, 2, port))
+found = gated.learned_plan(fabric, small.make_data(), own)
+(own / "history.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_plan_of_one(tmp_path: Path) -> None:
+    alone = learned_plan(FABRIC, make_data(), folder_of(tmp_path, "one"))
+    assert min(alone["open"]) < 16  # something was learned
+    for member in together(tmp_path, program=PRUNER):
+        assert member == json.loads(json.dumps(alone))
