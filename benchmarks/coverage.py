@@ -1,6 +1,6 @@
 """Which networks can be pruned: every torchvision classifier and backbone, and many of timm's.
 
-python -m benchmarks.coverage [--only NAME] [--work DIR]
+python -m benchmarks.coverage [--only NAME | --report] [--work DIR]
 
 Success is: trace, prune to random widths, forward, ONNX export, parity in ONNX Runtime, reload
 from plan.json and safetensors, and a sliced skeleton that agrees. Each network in a process of
@@ -52,18 +52,19 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     lines = arguments.work / "lines.jsonl"
     done = _read(lines)
-    for name in wanted:
+    for name in [] if arguments.report else wanted:
         if name not in done:
             done[name] = attempt(name, arguments.work)
             with lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[name]) + "\n")
             print({key: done[name][key] for key in ("name", "outcome", "reason", "seconds")})
-    _write([done[name] for name in wanted])
+    _write([done[name] for name in wanted if name in done], [n for n in wanted if n not in done])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="one network, printed and not recorded")
+    parser.add_argument("--report", action="store_true", help="write what a stopped run found")
     parser.add_argument("--work", type=Path, default=Path("runs/coverage"))
     return parser.parse_args()
 
@@ -75,7 +76,7 @@ def _read(lines: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def _write(rows: list[dict[str, Any]]) -> None:
+def _write(rows: list[dict[str, Any]], missing: list[str]) -> None:
     outcomes = Counter(row["outcome"] for row in rows)
     sources = {row["name"].split(":")[0] for row in rows}
     by_source = {
@@ -91,6 +92,7 @@ def _write(rows: list[dict[str, Any]]) -> None:
         "limits": {"cpu_seconds": CPU_SECONDS, "memory_gib": MEMORY_GIB, "tolerance": TOLERANCE},
         "outcomes": dict(outcomes),
         "by_source": {source: dict(count) for source, count in by_source.items()},
+        "not_run": missing,
         "networks": rows,
     }
     write_result("coverage.json", document)
@@ -147,7 +149,9 @@ def check(name: str) -> dict[str, Any]:
         "frozen": dict(Counter(str(group.frozen) for group in groups.every if group.frozen)),
     }
     if not groups.prunable:
-        return {**found, "outcome": "refused", "reason": "no layer can be pruned"}
+        reasons = sorted({str(group.frozen) for group in groups.every})
+        reason = f"no layer can be pruned: {'; '.join(reasons)}"
+        return {**found, "outcome": "refused", "reason": reason}
     plan = _random_plan(skeleton)
     small = shrink(model, skeleton, plan)
     with torch.no_grad():
