@@ -90,7 +90,7 @@ def _linear(walk: Propagation, node: onnx.NodeProto) -> None:
     """Gemm and MatMul by a weight: channels along the last axis."""
     source, weight = node.input[0], node.input[1]
     if walk.has_channels(weight) or not walk.has_channels(source) or len(walk.shape(weight)) != 2:
-        return walk.give_up(node, "channels of tensors that are multiplied with each other")
+        return _product(walk, node)
     inner, outer = (1, 0) if attribute(node, "transB", 0) else (0, 1)
     walk.use(weight, inner, walk.along(source, -1))
     made = walk.identities.new(walk.shape(weight)[outer])
@@ -102,6 +102,16 @@ def _linear(walk: Propagation, node: onnx.NodeProto) -> None:
     _add_layer(walk, weight, max(1, int(np.prod(shape[:-1])) // walk.images))
     walk.emit(node.output[0], made, len(shape) - 1)
     return None
+
+
+def _product(walk: Propagation, node: onnx.NodeProto) -> None:
+    """Attention, most of the time: what queries and keys have in common is summed away."""
+    walk.give_up(node, "channels of tensors that are multiplied with each other")
+
+
+def _cast_like(walk: Propagation, node: onnx.NodeProto) -> None:
+    if walk.has_channels(node.input[0]):  # else a constant takes on a type
+        pass_on(walk, node)
 
 
 def _batch_norm(walk: Propagation, node: onnx.NodeProto) -> None:
@@ -186,6 +196,8 @@ OPERATORS: dict[str, Rule] = {
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
+    "Einsum": _product,
+    "CastLike": _cast_like,
     **_same(_linear, ("Gemm", "MatMul")),
     **_same(_elementwise, ("Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Pow", "Sum")),
     **_same(_reduce, ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")),
@@ -197,7 +209,7 @@ OPERATORS: dict[str, Rule] = {
             *("Relu", "LeakyRelu", "Elu", "Selu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish"),
             *("Tanh", "Gelu", "Softplus", "Erf", "Sqrt", "Exp", "Log", "Neg", "Abs", "Reciprocal"),
             *("Mish", "Swish", "Softsign", "Celu", "Floor", "Ceil", "Round", "Not"),
-            *("Identity", "Dropout", "Cast", "CastLike"),
+            *("Identity", "Dropout", "Cast"),
         ),
     ),
     **rearranging.OPERATORS,
