@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Form
-from benchmarks.common import environment, write_result
+from benchmarks.common import environment, start_from, write_result
 from benchmarks.torch_pruning_plans import METHODS, plan_at
 from calibration.widths import dump
 from pipeline.models.weights import load_weights
@@ -33,7 +32,6 @@ from targets.base import TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 
 CLASSES = 10
-SHARED = ("prepare", "trace", "calibrate")
 # torch-pruning's plans are found by measuring; they aim below the budget as all arms do
 MARGIN, TRIES, STEP = 0.02, 3, 0.01
 
@@ -87,10 +85,7 @@ class Study:
     def arm(self, name: str, budget: float, flags: tuple[str, ...]) -> dict[str, Any]:
         """One pruned network, from the base to its verified engine."""
         folder = self.folder / f"{budget:g}x {name}"
-        for shared in SHARED:
-            if not (folder / shared).exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(self.folder / "base" / shared, folder / shared)
+        start_from(self.folder / "base", folder)
         if name in METHODS:
             return self._given_plan(name, folder, budget)
         return self._trained(folder, budget, flags)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import environment, pipeline, write_result
+from benchmarks.common import environment, pipeline, start_from, write_result
 from calibration.candidates import Slicer
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -34,7 +33,6 @@ from targets.blocks import measure_blocks
 TARGETS = ("ort-cpu", "openvino-cpu")
 HIGHEST, ABOVE_FLOOR, COUNT = 0.85, 1.04, 5
 WASTED = 0.03  # a plan that much below its budget wastes capacity
-SHARED = ("prepare", "trace", "calibrate")
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,7 @@ class Case:
 def prune(case: Case, budget: float) -> tuple[Path, str]:
     """The run folder after `pipeline prune`, and what it complained about."""
     folder = case.work / f"{case.name}-{budget:g}x"
-    for stage in SHARED:
-        if not (folder / stage).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(case.folder / stage, folder / stage)
+    start_from(case.folder, folder)
     script = Path(sys.executable).with_name("pipeline")
     options = ("--budget", f"{budget:g}x", "--gate-epochs", str(case.effort.gate_epochs))
     done = subprocess.run(

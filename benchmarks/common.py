@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -46,3 +47,13 @@ def pipeline(*arguments: str) -> None:
     done = subprocess.run([script, *arguments], check=False)
     if done.returncode not in (0, 1, 3):
         raise SystemExit(done.returncode)
+
+
+def start_from(base: Path, folder: Path) -> None:
+    """Give a new run folder what was calibrated in `base`, with its options."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("prepare", "trace", "calibrate"):
+        if not (folder / name).exists():
+            shutil.copytree(base / name, folder / name)
+    if not (folder / "run.toml").exists():
+        shutil.copy(base / "run.toml", folder / "run.toml")

@@ -77,7 +77,7 @@ def plan_at(run: Path, model: nn.Module, method: str, aim: float) -> tuple[Plan,
         for _ in range(HALVINGS):
             ratio = (low + high) / 2
             plan = pruned_plan(model, skeleton, method, ratio)
-            measured = bench.row(plan.widths(), precision=0.006).ratio
+            measured = bench.compare(plan.widths(), precision=0.006).ratio
             tried.append({"pruning_ratio": ratio, "latency_ratio": measured})
             if measured <= aim:
                 high, best = ratio, plan
