@@ -14,7 +14,7 @@
       ModelError                   the model cannot be made, or its weights do not fit   pipeline
       DataError                    no data, corrupt data, or data that does not fit      pipeline
       MissingInputError            a stage has not run yet                               pipeline
-      TrainingError                the loss became NaN or infinite                       pipeline
+      TrainingError                the loss became NaN, or memory or a process is gone    pipeline
       ParityError                  two forms of one network give different outputs       pipeline
       BudgetUnreachableError       even the narrowest widths are too slow                pipeline
       BudgetMissedError            the verified engine is slower than the budget         pipeline
@@ -72,7 +72,7 @@ class MissingInputError(DeployError):
 
 
 class TrainingError(DeployError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, memory ran out, or a process that trains is gone."""
 
 
 class ParityError(DeployError):

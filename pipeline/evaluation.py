@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from pipeline.data.base import ImageData, Part, Split
+from pipeline.errors import TrainingError
 from pipeline.files import write_atomically
 
 EVALUATION_BATCH = 256
@@ -69,7 +70,7 @@ def top1(
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=fabric.device)
     part = Part(rank=fabric.global_rank, of=fabric.world_size)
-    with torch.no_grad(), fabric.autocast(), around or nullcontext():
+    with torch.no_grad(), fabric.autocast(), around or nullcontext(), _memory_told():
         for images, labels in data.on(fabric.device).batches_part(split, EVALUATION_BATCH, part):
             predicted = model(images.to(fabric.device)).argmax(1)
             right += (predicted == labels.to(fabric.device)).sum()
@@ -78,6 +79,17 @@ def top1(
         torch.distributed.all_reduce(right)
     count = data.size(split)
     return Top1(int(right) / count, count)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"for top-1, {EVALUATION_BATCH} images at once do not fit into the device's memory",
+            fix="use smaller images, or another --device",
+        ) from error
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

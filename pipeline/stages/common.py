@@ -12,6 +12,7 @@ from torch import nn
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.data.base import ImageData
+from pipeline.data.decode import processors
 from pipeline.data.sources import load_data
 from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights
@@ -48,12 +49,19 @@ def data_of(context: Context) -> ImageData:
             seed=options.seed,
             limit=options.train_limit,
             rand_augment=options.rand_augment,
-            workers=options.loader_workers,
+            workers=_workers(options),
             progress=progress,
         )
     data = context.run.memo[key]
     assert isinstance(data, ImageData)
     return data
+
+
+def _workers(options: PrepareOptions) -> int | None:
+    """Processes that decode images, for each of those that train."""
+    if options.loader_workers is None and options.devices > 1:
+        return max(1, processors() // options.devices)
+    return options.loader_workers
 
 
 def fabric_of(run: Run) -> Fabric:

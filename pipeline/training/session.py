@@ -34,7 +34,8 @@ class Session:
         if self.average is not None:
             found |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         for name, number in fabric.strategy.precision.state_dict().items():
-            found[f"precision.{name}"] = torch.tensor(number, dtype=torch.float64)
+            kind = torch.int64 if isinstance(number, int) else torch.float64
+            found[f"precision.{name}"] = torch.tensor(number, dtype=kind)
         return found
 
     def load(self, tensors: Tensors, fabric: Fabric) -> None:
@@ -49,7 +50,6 @@ class Session:
             self.average.load_state_dict(_under("average.", tensors))
         if scaling := _under("precision.", tensors):
             numbers = {name: value.item() for name, value in scaling.items()}
-            numbers["_growth_tracker"] = int(numbers["_growth_tracker"])
             fabric.strategy.precision.load_state_dict(numbers)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.errors import TrainingError
 from pipeline.evaluation import BestByValidation, Top1, recalibrate_batch_norm, top1
 
 from .training.small import FABRIC, make_data, make_model
@@ -78,3 +79,12 @@ def test_top1_leaves_the_mode_as_it_was(training: bool) -> None:
     with torch.no_grad():
         right = (model.eval()(images).argmax(1) == labels).float().mean().item()
     assert (found.top1, found.n) == (pytest.approx(right), 12)
+
+
+def test_memory_that_runs_out_is_told() -> None:
+    class Greedy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainingError, match="for top-1, 256 images at once do not fit"):
+        top1(Greedy(), make_data(), "val", FABRIC)

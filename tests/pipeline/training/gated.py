@@ -14,7 +14,7 @@ from pipeline.data.memory import InMemoryImages
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import GateSettings, WGates
-from pipeline.training import Recipe, Trainer
+from pipeline.training import Recipe, Trainer, Upkeep
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 SHARE = 0.6  # of the multiply-adds
@@ -41,8 +41,13 @@ class Silent:
     def say(self, text: str) -> None: ...
 
 
-def learned_plan(fabric: Fabric, data: InMemoryImages, folder: Path) -> dict[str, Any]:
-    """Kept channels after six epochs, and the number of open gates."""
+def learned_plan(
+    fabric: Fabric,
+    data: InMemoryImages,
+    folder: Path,
+    upkeep: Upkeep = Upkeep(),  # noqa: B008
+) -> dict[str, Any]:
+    """Kept channels after six epochs, the number of open gates, and the last epoch's numbers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = TwoConvs(len(data.card.classes))
@@ -50,7 +55,7 @@ def learned_plan(fabric: Fabric, data: InMemoryImages, folder: Path) -> dict[str
     count = Count.macs(skeleton)
     most = int(SHARE * count.at(skeleton.groups.full()))
     wgates = WGates(model, skeleton, SETTINGS, multiple=MULTIPLE)
-    trainer = Trainer(fabric, data, folder, Silent(), Recipe("gates", 6, 16, 0, ""))
+    trainer = Trainer(fabric, data, folder, Silent(), Recipe("gates", 6, 16, 0, ""), upkeep)
     wgates.solve(trainer, count, most)
     plan = wgates.propose(Selector(skeleton, priced(count), MULTIPLE), most)
     return {"plan": plan.to_json(), "open": list(wgates.open_widths())}

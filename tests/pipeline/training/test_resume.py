@@ -5,15 +5,34 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from torch import Tensor
 
-from pipeline.training import Trainer, Upkeep
+from pipeline.data.base import Part
+from pipeline.data.memory import InMemoryImages
+from pipeline.training import Trainer, Upkeep, decayed, sgd
+from pipeline.training.session import Session
+from pipeline.training.steps import Steps
 
-from .small import Killed, equal, folder_of, make_model, recipe, said, train
+from .gated import learned_plan
+from .small import (
+    FABRIC,
+    Killed,
+    equal,
+    folder_of,
+    make_data,
+    make_model,
+    recipe,
+    said,
+    train,
+)
 
 OFTEN, NEVER = Upkeep(minutes=0), Upkeep(minutes=60)
 
@@ -108,3 +127,50 @@ def test_killed_by_a_signal(tmp_path: Path) -> None:
     resumed, trainer = train(folder, recipe(ema=0.9), model=make_model(seed=9))
     assert said(trainer) == ["dense: resumed after epoch 1, step 2"]
     assert equal(whole, resumed)
+
+
+class Dying(InMemoryImages):
+    """Gives so many training batches, then kills."""
+
+    left: int
+
+    def train_part(
+        self, batch_size: int, *, seed: int, epoch: int, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in super().train_part(batch_size, seed=seed, epoch=epoch, part=part):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("batches", [3, 13])
+def test_gates_resumed_inside_an_epoch_learn_the_same_plan(tmp_path: Path, batches: int) -> None:
+    data = make_data()
+    whole = learned_plan(FABRIC, data, folder_of(tmp_path, "whole"))
+    assert min(whole["open"]) < 16
+    dying = Dying(data.card, data._splits)
+    dying.left = batches
+    folder = folder_of(tmp_path, "stopped")
+    with pytest.raises(Killed):
+        learned_plan(FABRIC, dying, folder, OFTEN)
+    assert learned_plan(FABRIC, data, folder, OFTEN) == whole
+
+
+def test_the_scale_of_half_precision_comes_back() -> None:
+    """16-mixed needs a GPU; its scaler is asked for its state in the same way anywhere."""
+    before, after = (torch.amp.GradScaler("cpu", init_scale=scale) for scale in (512.0, 2.0))
+    fabrics = [SimpleNamespace(strategy=SimpleNamespace(precision=s)) for s in (before, after)]
+    model = make_model()
+    optimizer = sgd(decayed(model, 0.1, 0.0))
+    steps = Steps(FABRIC, model, optimizer, lambda x, y: x.sum(), recipe())
+    session = Session(model, optimizer, steps, None, lambda: None)
+    loss = before.scale(model.linear.bias.sum())
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    before.step(optimizer)
+    before.update()
+    session.load(session.tensors(cast("Fabric", fabrics[0])), cast("Fabric", fabrics[1]))
+    assert after.state_dict() == before.state_dict()
+    assert before.state_dict()["scale"] == 512.0
+    assert isinstance(after.state_dict()["growth_interval"], int)
