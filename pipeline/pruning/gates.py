@@ -147,9 +147,9 @@ def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
 
     A depthwise convolution owns no gate: its filters follow the layer before it.
     """
-    module = model.get_submodule(piece.tensor.rpartition(".")[0])
-    if not piece.tensor.endswith(".weight"):
+    if not piece.tensor.endswith(".weight"):  # such as a bias, or what only the graph has
         return False
+    module = model.get_submodule(piece.tensor.rpartition(".")[0])
     if isinstance(module, nn.ConvTranspose2d):
         return piece.dim == 1 and module.groups == 1
     if piece.dim != 0:
