@@ -168,6 +168,9 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "first_try_met": float(np.mean(first)) if first else None,
         "taken_met": float(np.mean(np.array(taken) <= 1)) if taken else None,
         "taken_wasteful": float(np.mean(np.array(taken) < 1 - WASTED)) if taken else None,
+        "in_one_round": float(np.mean([line["rounds"][-1]["round"] == 1 for line in reached]))
+        if reached
+        else None,
         "most_rounds": max((line["rounds"][-1]["round"] for line in reached), default=None),
         "taken_over_budget": {
             "quartiles": np.quantile(taken, [0, 0.25, 0.5, 0.75, 1]).tolist() if taken else None

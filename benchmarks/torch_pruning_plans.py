@@ -2,7 +2,7 @@
 
 `l1`: MagnitudeImportance(p=1), the same ratio in every layer, as its examples do; `group-norm`:
 GroupNormPruner over all layers at once, without its sparse training. Only the groups that the
-skeleton lets be pruned are: the others' layers are ignored.
+skeleton lets be pruned are: the others' layers are ignored. Needs `pip install torch-pruning`.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ def test_the_shares_are_of_the_runs_that_were_not_refused() -> None:
     assert found["taken_met"] == 1.0
     assert found["taken_wasteful"] == pytest.approx(1 / 3)
     assert found["most_rounds"] == 2
+    assert found["in_one_round"] == pytest.approx(2 / 3)
     assert found["taken_over_budget"]["quartiles"][0] == pytest.approx(0.8)
 
 
