@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from benchmarks.calibration_heldout import FILE
 from benchmarks.predictors import METHODS, Array, Problem
 from calibration.heldout import HeldOutError
-from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_once
+from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_lpnet, fit_once
 from pipeline.run import Run
 from pipeline.stages import STAGES
 
@@ -32,17 +33,19 @@ class Case:
     name: str
     folder: Path
 
-    @property
+    @cached_property
     def calibrated(self) -> Problem:
         return Problem.open(self.folder)
 
-    @property
+    @cached_property
     def held_out(self) -> Problem:
         return Problem.open(self.folder, FILE)
 
-    @property
+    @cached_property
     def lpnet(self) -> LPNet:
-        return LPNet.open(self.folder / "calibrate", self.calibrated.skeleton)
+        """As calibrate fits and stores it."""
+        seen = self.calibrated
+        return fit_lpnet(seen.records, seen.skeleton, seen.fingerprint, block=seen.block)
 
 
 def judge(case: Case) -> dict[str, Any]:

@@ -58,13 +58,20 @@ class SamplingPlan:
         return min(begin, records), min(end, self.most)
 
     def propose(
-        self, records: Sequence[LatencyRecord], fit: Fit, count: int, *, aim: float | None = None
+        self,
+        records: Sequence[LatencyRecord],
+        fit: Fit,
+        count: int,
+        *,
+        aim: float | None = None,
+        avoid: AbstractSet[WidthVector] = frozenset(),
     ) -> tuple[WidthVector, ...]:
         """The next `count` networks beside those measured; fewer when no more are left.
 
-        `aim` is the budget as a share of the dense latency, where one is known.
+        `aim` is the budget as a share of the dense latency, where one is known; `avoid` are
+        networks that cannot be measured.
         """
-        known = {record.widths for record in records}
+        known = avoid | {record.widths for record in records}
         blind = tuple(islice(unseen(self._sequence(), known), -(-count // BLIND)))
         fresh = width_sequence(self.groups, self.multiple, seed=self.seed + len(records))
         pool = tuple(islice(unseen(islice(fresh, POOL), known | set(blind)), POOL))

@@ -37,19 +37,22 @@ class NetworkCost:
     outputs: LinearSizes
     inputs: LinearSizes
     unit_macs: NDArray[np.float64]  # (L,): MACs of one (input, output) channel pair
+    unit_weights: NDArray[np.float64]  # (L,): weights of one such pair
 
     @classmethod
     def of(cls, skeleton: Skeleton) -> NetworkCost:
         names = [layer.tensor for layer in skeleton.layers]
         outer = np.array([layer.shape[0] for layer in skeleton.layers], float)
         inner = np.array([layer.shape[1] for layer in skeleton.layers], float)
-        kernels = [layer.positions * np.prod(layer.shape[2:]) for layer in skeleton.layers]
+        kernels = np.array([np.prod(layer.shape[2:]) for layer in skeleton.layers], float)
+        positions = np.array([layer.positions for layer in skeleton.layers], float)
         groups = skeleton.groups
         return cls(
             channels=groups.full().as_array().astype(float),
             outputs=LinearSizes(outer, rows_owned(groups, names, 0)),
             inputs=LinearSizes(inner, rows_owned(groups, names, 1)),
-            unit_macs=np.array(kernels, float),
+            unit_macs=positions * kernels,
+            unit_weights=kernels,
         )
 
     def layer_macs(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:

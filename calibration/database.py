@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,9 +18,16 @@ from calibration.errors import DatabaseError
 from calibration.rows import COLUMNS, Row, widths_key, widths_of
 from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
-from targets.timing import Comparison, Samples
+from targets.samples import Samples
 
-SCHEMA = 2  # 1: timed calls without the record of what the hypervisor and the quota withheld
+SCHEMA = 3  # 2: without lost candidates; 1: without what hypervisor and quota withheld of a call
+LOST = """
+CREATE TABLE lost (
+    skeleton TEXT NOT NULL, fingerprint TEXT NOT NULL, widths TEXT NOT NULL,
+    reason TEXT NOT NULL, at TEXT NOT NULL,
+    PRIMARY KEY (skeleton, fingerprint, widths)
+) STRICT
+"""
 TABLES = """
 CREATE TABLE fingerprint (digest TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 CREATE TABLE measurement (
@@ -28,7 +36,7 @@ CREATE TABLE measurement (
     candidate BLOB NOT NULL, anchor BLOB NOT NULL, calls_per_round INTEGER NOT NULL,
     doubts TEXT NOT NULL, measured_at TEXT NOT NULL,
     PRIMARY KEY (skeleton, fingerprint, widths)
-) STRICT;
+) STRICT
 """
 
 
@@ -71,20 +79,23 @@ class LatencyDatabase:
                     fix="upgrade wgates, or move the file away to measure anew",
                 )
             if version == 0 and not tables:
-                for statement in TABLES.split(";"):
+                for statement in (*TABLES.split(";"), LOST):
                     self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
             elif version == 0 or not {"fingerprint", "measurement"} <= tables:
                 raise DatabaseError(
                     f"{self.path.name} is a SQLite file, but not a latency database",
                     fix="name another file, or move this one away to measure anew",
                 )
+            elif version == SCHEMA - 1:
+                self._connection.execute(LOST)
             elif version < SCHEMA:
                 raise DatabaseError(
                     f"{self.path.name} has schema {version}, whose timed calls lack what this "
                     f"version ({SCHEMA}) judges them by",
                     fix="move the file away to measure anew",
                 )
+            if version != SCHEMA:
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA foreign_keys = ON")
 
@@ -99,16 +110,10 @@ class LatencyDatabase:
     ) -> None:
         self._connection.close()
 
-    def add(
-        self,
-        skeleton: str,
-        fingerprint: Fingerprint,
-        widths: WidthVector,
-        comparison: Comparison,
-    ) -> None:
+    def add(self, row: Row) -> None:
         """Store one measurement with its raw samples; a repeat replaces the earlier one."""
         with _translated(self.path):
-            self._insert("REPLACE", [Row.of(skeleton, fingerprint, widths, comparison)])
+            self._insert("REPLACE", [row])
 
     def merge(self, rows: Iterable[Row]) -> int:
         """Store those rows that are not there yet, all or none; how many they were."""
@@ -160,6 +165,24 @@ class LatencyDatabase:
                 (skeleton, fingerprint.digest(), widths_key(widths)),
             ).fetchone()
         return found is not None
+
+    def mark_lost(
+        self, skeleton: str, fingerprint: Fingerprint, widths: WidthVector, reason: str
+    ) -> None:
+        """Remember that this candidate cannot be measured, so that nobody tries again."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        key = (skeleton, fingerprint.digest(), widths_key(widths), reason, at)
+        with _translated(self.path):
+            self._connection.execute("INSERT OR REPLACE INTO lost VALUES (?, ?, ?, ?, ?)", key)
+
+    def lost(self, skeleton: str, fingerprint: Fingerprint) -> dict[WidthVector, str]:
+        """The candidates that cannot be measured, and why."""
+        with _translated(self.path):
+            rows = self._connection.execute(
+                "SELECT widths, reason FROM lost WHERE skeleton = ? AND fingerprint = ?",
+                (skeleton, fingerprint.digest()),
+            ).fetchall()
+            return {widths_of(widths): reason for widths, reason in rows}
 
 
 def _row(values: tuple[Any, ...]) -> Row:

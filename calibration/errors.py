@@ -17,5 +17,13 @@ class FleetError(DeployError):
     """The measuring fleet cannot be joined, lost its devices, or one of them failed."""
 
 
+class MeasuringError(DeployError):
+    """Candidates cannot be measured: the target fails, or too many of them take it along."""
+
+
+class CandidateLostError(MeasuringError):
+    """One candidate hung or crashed the process that measured it; others may not."""
+
+
 class PredictorError(DeployError):
     """Too few records, records that may not be mixed, or widths outside the range seen."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.database import SCHEMA, LatencyDatabase
+from calibration.database import LatencyDatabase
 from calibration.errors import DatabaseError
 from calibration.rows import COLUMNS, Row
 from calibration.widths import ChannelGroups, WidthVector
@@ -23,6 +23,7 @@ from targets.fingerprint import Fingerprint
 
 DOCUMENT = "fingerprint_document"  # JSON whose digest stands in the column `fingerprint`
 VERSION_KEY = b"wgates.measurements"
+SCHEMA = 2  # of such a file
 INSTALL = "pip install 'wgates[parquet]'"
 EXPORT_AGAIN = "export it again where it was measured: pipeline calibrate RUN --export FILE"
 

@@ -6,14 +6,16 @@ import hashlib
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 from calibration.candidates import Slicer
 from calibration.measure import Bench
+from calibration.phases import Phases
 from calibration.rows import Row, widths_key
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -85,6 +87,7 @@ class Answer:
     differences: tuple[str, ...] = ()  # of fingerprints: the device is not the one asked for
     failure: tuple[str, str] | None = None  # message and fix
     seconds: float = 0.0  # that the device was busy
+    phases: Mapping[str, float] = field(default_factory=dict)  # the same, by phase
 
 
 class Workplace:
@@ -103,11 +106,12 @@ class Workplace:
             if differences := _differences(setup, job, target):
                 return Answer(differences=differences)
             bench = self._bench_of(setup, target)
-            found = bench.compare(job.widths, precision=job.precision)
+            bench = replace(bench, phases=Phases())
+            row = bench.row(job.widths, precision=job.precision)
         except DeployError as error:
             return Answer(failure=(error.message, error.fix))
-        row = Row.of(setup.skeleton.sha256, setup.fingerprint, job.widths, found)
-        return Answer(row, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Answer(row, seconds=seconds, phases=bench.phases.seconds)
 
     def close(self) -> None:
         """Free the anchor."""

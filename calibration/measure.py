@@ -7,15 +7,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
+from calibration.errors import CandidateLostError, MeasuringError
 from calibration.phases import TIMING, Phases
+from calibration.rows import Row
 from calibration.widths import WidthVector
 from targets.base import Engine, Images, Target
+from targets.fingerprint import Fingerprint
 from targets.timing import Comparison, compare
 
 MEMORY = Path("/dev/shm")  # files there never reach a disk
+MOST_LOST = 5  # candidates in a row
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
 
@@ -29,6 +34,14 @@ class Bench:
     batches: tuple[Images, ...] = ()  # training images, for targets that take ranges from them
     keep_fp32: frozenset[str] = frozenset()  # nodes that the final engine keeps in fp32, too
     phases: Phases = field(default_factory=Phases)
+
+    @property
+    def skeleton_sha256(self) -> str:
+        return self.slicer.sha256
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.target.fingerprint()
 
     def compare(
         self, widths: WidthVector, *, precision: float = 0.01, limit_s: float = 3.0
@@ -47,6 +60,11 @@ class Bench:
             with engine, spent_on(TIMING):
                 return compare(engine, self.anchor, precision=precision, limit_s=limit_s)
 
+    def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
+        """Measure one width vector, as it is stored."""
+        found = self.compare(widths, precision=precision)
+        return Row.of(self.slicer.sha256, self.target.fingerprint(), widths, found)
+
     def _folder(self) -> Path | None:
         """Memory that looks like a folder, where there is enough; None: the usual place."""
         needed = ROOM * len(self.slicer.skeleton.onnx_bytes)
@@ -62,20 +80,53 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+class Measurer(Protocol):
+    """What measures candidates one by one: a bench, here or in another process."""
+
+    @property
+    def skeleton_sha256(self) -> str: ...
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+    @property
+    def phases(self) -> Phases: ...
+    def row(self, widths: WidthVector, *, precision: float = ...) -> Row: ...
+
+
 def measure_all(
-    bench: Bench,
+    measurer: Measurer,
     database: LatencyDatabase,
     wanted: Sequence[WidthVector],
     *,
     precision: float = 0.01,
     on_done: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Measure what the database lacks, in order; each result is stored as it arrives."""
-    skeleton, fingerprint = bench.slicer.sha256, bench.target.fingerprint()
+    """Measure what the database lacks, in order; each result is stored as it arrives.
+
+    A candidate that takes the measuring process along is marked and never tried again;
+    MeasuringError after several in a row.
+    """
+    skeleton, fingerprint = measurer.skeleton_sha256, measurer.fingerprint
+    lost = database.lost(skeleton, fingerprint)
+    in_a_row = 0
     for index, widths in enumerate(wanted):
-        if not database.has(skeleton, fingerprint, widths):
-            comparison = bench.compare(widths, precision=precision)
-            with bench.phases.spent_on("store"):
-                database.add(skeleton, fingerprint, widths, comparison)
+        if widths not in lost and not database.has(skeleton, fingerprint, widths):
+            try:
+                row = measurer.row(widths, precision=precision)
+            except CandidateLostError as error:
+                database.mark_lost(skeleton, fingerprint, widths, error.message)
+                in_a_row += 1
+                if in_a_row == MOST_LOST:
+                    raise _hopeless(in_a_row, error) from error
+            else:
+                in_a_row = 0
+                with measurer.phases.spent_on("store"):
+                    database.add(row)
         if on_done is not None:
             on_done(index + 1, len(wanted))
+
+
+def _hopeless(count: int, last: CandidateLostError) -> MeasuringError:
+    return MeasuringError(
+        f"{count} candidates in a row were lost; the last {last.message}",
+        fix="try the dense network first: pipeline build; or allow more time: --watchdog MINUTES",
+    )

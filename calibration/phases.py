@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 TIMING = "time"  # the phase of timed inference, its warm-up included
+
+
+class Block:
+    """A block of code that is being timed."""
+
+    def __init__(self) -> None:
+        self.parts: Mapping[str, float] = {}
+
+    def was(self, parts: Mapping[str, float]) -> None:
+        """What the block consisted of, in seconds: another process did the work."""
+        self.parts = parts
 
 
 class Phases:
@@ -18,17 +29,25 @@ class Phases:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def spent_on(self, phase: str) -> Iterator[None]:
-        """Add the time of this block to a phase; blocks do not nest."""
-        began = perf_counter()
+    def spent_on(self, phase: str) -> Iterator[Block]:
+        """Add the time of this block to a phase, less its `parts`; blocks do not nest."""
+        block, began = Block(), perf_counter()
         try:
-            yield
+            yield block
         finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + perf_counter() - began
+            spent = perf_counter() - began
+            left = max(0.0, spent - sum(block.parts.values()))
+            for name, seconds in {**block.parts, phase: left}.items():
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def wall_s(self) -> float:
         """Seconds since it was made."""
         return perf_counter() - self._began
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds by phase so far, without the rest."""
+        return dict(self._seconds)
 
     def to_json(self) -> dict[str, Any]:
         """Wall seconds, and each phase's seconds and share of them."""

@@ -36,6 +36,7 @@ WARM_AGREEMENT = 0.02  # of two successive windows' medians
 FEW_SAMPLES = 30
 
 TURN_MS = 1.5  # half of the anchor's turn in a round: shorter than a scheduler's time slice
+REFILL = 2  # timed calls to one that only refills the caches
 MIN_ROUNDS = 6
 SETTLING_NS = 100_000_000  # of timed calls; the very first rounds favour one of two by some 0.3 %
 CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a chance to be wrong
@@ -123,14 +124,9 @@ class Comparison:
     round_ratios: tuple[float, ...]  # of the low quantiles of each round's clean calls
     candidate: Samples  # all rounds, in order
     anchor: Samples
-    calls_per_round: int  # of each engine
+    calls_per_round: int  # of the candidate
     precision: float  # wished half width of the interval over the ratio
     warmup_calls: tuple[int, int]  # candidate, anchor
-
-    @property
-    def round_index(self) -> NDArray[np.int64]:
-        """The round of each sample, (n,), the same for candidate and anchor."""
-        return np.arange(len(self.candidate), dtype=np.int64) // self.calls_per_round
 
     @property
     def is_precise(self) -> bool:
@@ -140,7 +136,7 @@ class Comparison:
     @property
     def anchor_round_ms(self) -> NDArray[np.float64]:
         """The anchor's low quantile in each round, (rounds,), to hold against its long-run one."""
-        rounds = self.anchor.split(self.calls_per_round)
+        rounds = self.anchor.split(len(self.anchor) // len(self.round_ratios))
         return np.array([low_quantile(part.clean_ms) for part in rounds])
 
     @property
@@ -178,21 +174,21 @@ def compare(
 ) -> Comparison:
     """Time two loaded engines in short interleaved rounds until their ratio is known.
 
-    A round is ABBA, with `calls` timed calls a letter (None: as many as the slower engine does in
-    some 1.5 ms). Stops when half the 95 % interval is within `precision` of the ratio, asked after
-    6, 9, 14, 21, ... rounds, not before 0.1 s; or after `rounds`; or before the round that would
-    outlast `limit_s`, warm-up included.
+    A round is ABBA, with `calls` timed calls a letter (None: as many as an engine does in some
+    1.5 ms, so that a fast one is not timed in caches that a slow one left cold). Stops when half
+    the 95 % interval is within `precision` of the ratio, asked after 6, 9, 14, 21, ... rounds, not
+    before 0.1 s; or after `rounds`; or before the round that would outlast `limit_s`, warm-up
+    included.
     """
     start = perf_counter_ns()
     limit_ns = MEASURING_SHARE * limit_s * 1e9
     warm = [_warmed_up(engine, WARM_UP_SHARE * limit_s) for engine in (candidate, anchor)]
     warmup_calls = warm[0][0], warm[1][0]
-    if calls is None:
-        calls = min(_calls_a_turn(samples) for _, samples in warm)
+    turns = [_calls_a_turn(samples) if calls is None else calls for _, samples in warm]
     pairs: list[tuple[Samples, Samples]] = []
     check, timed_ns, began = MIN_ROUNDS, 0, perf_counter_ns()
     while True:
-        pairs.append(_time_round(candidate, anchor, calls, candidate_outside=len(pairs) % 2 == 0))
+        pairs.append(_time_round((candidate, anchor), turns, candidate_outside=len(pairs) % 2 == 0))
         timed_ns += sum(int(samples.wall_ns.sum()) for samples in pairs[-1])
         now = perf_counter_ns()
         next_ns = LONGER_ROUND * (now - began) / len(pairs)
@@ -210,18 +206,20 @@ def _calls_a_turn(warm: Samples) -> int:
 
 
 def _time_round(
-    candidate: Engine, anchor: Engine, calls: int, *, candidate_outside: bool
+    engines: tuple[Engine, Engine], turns: Sequence[int], *, candidate_outside: bool
 ) -> tuple[Samples, Samples]:
     """Samples of candidate and anchor: one ran before and after, the other in between."""
-    outer, inner = (candidate, anchor) if candidate_outside else (anchor, candidate)
-    before, between, after = _turn(outer, calls), _turn(inner, 2 * calls), _turn(outer, calls)
-    outside = Samples.concatenate([before, after])
+    out, inside = (0, 1) if candidate_outside else (1, 0)
+    before = _turn(engines[out], turns[out])
+    between = _turn(engines[inside], turns[inside], times=2)
+    outside = Samples.concatenate([before, _turn(engines[out], turns[out])])
     return (outside, between) if candidate_outside else (between, outside)
 
 
-def _turn(engine: Engine, calls: int) -> Samples:
-    """`calls` calls; one more before them refills the caches, which hold the other's data."""
-    return engine.time_ms(calls + 1).after(1)
+def _turn(engine: Engine, calls: int, times: int = 1) -> Samples:
+    """`times * calls` calls; others before them refill the caches, which hold the other's data."""
+    refill = max(1, calls // REFILL)
+    return engine.time_ms(refill + times * calls).after(refill)
 
 
 def _comparison(

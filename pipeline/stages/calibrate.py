@@ -92,6 +92,7 @@ def _findings(context: Context, campaign: Campaign) -> dict[str, Any]:
     feasible = Feasibility.of(skeleton, records, as_function(lpnet), floor, anchor_ms)
     return {
         **_summary(context.options(CalibrateOptions), lpnet, records, floor),
+        "lost": sorted(campaign.lost().values()),
         "rounds": campaign.rounds,
         "curve": [asdict(point) for point in error_curve(records, campaign.fit, seed=seed)],
         "cliffs": [cliff.to_json() for cliff in step_maps(skeleton.groups, records)],

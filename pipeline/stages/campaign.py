@@ -49,6 +49,11 @@ class Campaign:
             if not self._round(self.records()):
                 reason = "every legal width is measured"
                 break
+        if lost := self.lost():
+            self.context.reporter.say(
+                f"calibrate: {len(lost)} networks cannot be measured: the first "
+                f"{next(iter(lost.values()))}"
+            )
         self.context.reporter.say(
             f"calibrate: stopped after {len(self.records())} networks, because {reason}"
         )
@@ -57,6 +62,10 @@ class Campaign:
     def records(self) -> tuple[LatencyRecord, ...]:
         """What is measured of this network under this fingerprint, oldest first."""
         return self.database.records(self.bench.slicer.sha256, self.fingerprint)
+
+    def lost(self) -> dict[WidthVector, str]:
+        """What could not be measured, and why."""
+        return self.database.lost(self.bench.slicer.sha256, self.fingerprint)
 
     def fit(self, records: Sequence[LatencyRecord]) -> Predict:
         """A predictor for sampling, whose own error nobody asks."""
@@ -110,7 +119,8 @@ class Campaign:
     def _round(self, known: Sequence[LatencyRecord]) -> bool:
         """Measure what is proposed from the `known` records; whether there was anything."""
         _, end = self.plan.round_at(len(known))
-        proposed = self.plan.propose(known, self.fit, end - len(known), aim=self.aim())
+        wanted, lost = end - len(known), self.lost().keys()
+        proposed = self.plan.propose(known, self.fit, wanted, aim=self.aim(), avoid=lost)
         self._measure(proposed, f"measure up to {end}")
         return bool(proposed)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from calibration.database import LatencyDatabase
 from calibration.fleet import Fleet, measure_on_fleet
+from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.measure import Bench, measure_all
 from calibration.widths import WidthVector
@@ -41,10 +42,12 @@ class Devices:
 
 @contextmanager
 def devices(context: Context, bench: Bench) -> Iterator[Devices]:
-    """This machine, or the fleet that --fleet names; its workers are told of at the end."""
+    """A process here, or the fleet that --fleet names; its workers are told of at the end."""
     address = context.options(CalibrateOptions).fleet
     if address is None:
-        yield Devices(partial(measure_all, bench), 1)
+        limit_s = 60 * context.options(CalibrateOptions).watchdog
+        with IsolatedBench(Setup.of(bench), bench.phases, limit_s=limit_s) as isolated:
+            yield Devices(partial(measure_all, isolated), 1)
         return
     with Fleet(address, Setup.of(bench)) as fleet:
         yield Devices(partial(measure_on_fleet, fleet), fleet.devices())

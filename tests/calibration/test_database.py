@@ -31,6 +31,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from calibration.database import LatencyDatabase
+from calibration.rows import Row
 from tests.calibration.test_database import FINGERPRINT, ROWS, SKELETON, comparison, widths
 folder, index = Path(sys.argv[1]), int(sys.argv[2])
 (folder / f"ready{index}").touch()
@@ -38,7 +39,8 @@ while not (folder / "go").exists():
     time.sleep(0.001)
 with LatencyDatabase(folder / "latency.sqlite") as database:
     for row in range(ROWS):
-        database.add(SKELETON, FINGERPRINT, widths(100 * index + row + 1), comparison(row + 1))
+        width = widths(100 * index + row + 1)
+        database.add(Row.of(SKELETON, FINGERPRINT, width, comparison(row + 1)))
 """
 
 
@@ -99,7 +101,7 @@ def test_a_row_is_there_for_others_as_soon_as_it_was_added(
     database: LatencyDatabase, path: Path
 ) -> None:
     for row in range(1, 4):
-        database.add(SKELETON, FINGERPRINT, widths(row), comparison(row))
+        database.add(Row.of(SKELETON, FINGERPRINT, widths(row), comparison(row)))
         with LatencyDatabase(path) as other:
             assert len(other.records(SKELETON, FINGERPRINT)) == row
             assert other.has(SKELETON, FINGERPRINT, widths(row))
@@ -108,7 +110,7 @@ def test_a_row_is_there_for_others_as_soon_as_it_was_added(
 
 def test_a_record_reads_back_equal(database: LatencyDatabase) -> None:
     made = comparison(0.5)
-    database.add(SKELETON, FINGERPRINT, widths(7), made)
+    database.add(Row.of(SKELETON, FINGERPRINT, widths(7), made))
     (record,) = database.records(SKELETON, FINGERPRINT)
     assert record.widths == widths(7)
     assert (record.ratio, record.ratio_ci95) == (0.5, (0.49, 0.505))
@@ -119,7 +121,7 @@ def test_a_record_reads_back_equal(database: LatencyDatabase) -> None:
 
 def test_every_raw_sample_is_kept(database: LatencyDatabase, path: Path) -> None:
     made = comparison(0.5)
-    database.add(SKELETON, FINGERPRINT, widths(7), made)
+    database.add(Row.of(SKELETON, FINGERPRINT, widths(7), made))
     query = "SELECT candidate, anchor, calls_per_round FROM measurement"
     ((candidate, anchor, calls),) = sqlite3.connect(path).execute(query)
     assert Samples.from_bytes(candidate) == made.candidate
@@ -129,22 +131,22 @@ def test_every_raw_sample_is_kept(database: LatencyDatabase, path: Path) -> None
 
 def test_the_latest_of_two_measurements_counts(database: LatencyDatabase) -> None:
     for ratio in (0.5, 0.6):
-        database.add(SKELETON, FINGERPRINT, widths(7), comparison(ratio))
+        database.add(Row.of(SKELETON, FINGERPRINT, widths(7), comparison(ratio)))
     assert [r.ratio for r in database.records(SKELETON, FINGERPRINT)] == [0.6]
 
 
 def test_records_come_oldest_first(database: LatencyDatabase) -> None:
     for kept in (9, 2, 5):
-        database.add(SKELETON, FINGERPRINT, widths(kept), comparison(1))
+        database.add(Row.of(SKELETON, FINGERPRINT, widths(kept), comparison(1)))
     found = [record.widths.kept[0] for record in database.records(SKELETON, FINGERPRINT)]
     assert found == [9, 2, 5]
 
 
 def test_other_fingerprints_and_networks_do_not_mix(database: LatencyDatabase) -> None:
     other = replace(FINGERPRINT, threads=FINGERPRINT.threads + 1)
-    database.add(SKELETON, FINGERPRINT, widths(7), comparison(0.5))
-    database.add(SKELETON, other, widths(7), comparison(0.6))
-    database.add("6" * 64, FINGERPRINT, widths(7), comparison(0.7))
+    database.add(Row.of(SKELETON, FINGERPRINT, widths(7), comparison(0.5)))
+    database.add(Row.of(SKELETON, other, widths(7), comparison(0.6)))
+    database.add(Row.of("6" * 64, FINGERPRINT, widths(7), comparison(0.7)))
     assert [r.ratio for r in database.records(SKELETON, FINGERPRINT)] == [0.5]
     assert [r.ratio for r in database.records(SKELETON, other)] == [0.6]
     assert [r.ratio for r in database.records("6" * 64, FINGERPRINT)] == [0.7]
@@ -216,8 +218,10 @@ def test_a_merge_that_fails_merges_nothing(database: LatencyDatabase) -> None:
 
 def test_a_refused_row_leaves_the_database_usable(database: LatencyDatabase) -> None:
     with pytest.raises(DatabaseError, match="not finite"):
-        database.add(SKELETON, FINGERPRINT, widths(7), replace(comparison(1), ratio=float("nan")))
-    database.add(SKELETON, FINGERPRINT, widths(8), comparison(1))
+        database.add(
+            Row.of(SKELETON, FINGERPRINT, widths(7), replace(comparison(1), ratio=float("nan")))
+        )
+    database.add(Row.of(SKELETON, FINGERPRINT, widths(8), comparison(1)))
     assert [r.widths for r in database.records(SKELETON, FINGERPRINT)] == [widths(8)]
 
 
@@ -271,7 +275,7 @@ def test_a_foreign_sqlite_file_is_refused_and_left_alone(path: Path, version: in
 def test_a_damaged_page_is_refused_when_read(path: Path) -> None:
     with LatencyDatabase(path) as database:
         for kept in range(1, 60):
-            database.add(SKELETON, FINGERPRINT, widths(kept), comparison(1))
+            database.add(Row.of(SKELETON, FINGERPRINT, widths(kept), comparison(1)))
     data = bytearray(path.read_bytes())
     data[8192:] = b"\xa5" * (len(data) - 8192)
     path.write_bytes(data)
@@ -280,7 +284,7 @@ def test_a_damaged_page_is_refused_when_read(path: Path) -> None:
 
 
 def test_damaged_samples_are_refused(database: LatencyDatabase, path: Path) -> None:
-    database.add(SKELETON, FINGERPRINT, widths(7), comparison(1))
+    database.add(Row.of(SKELETON, FINGERPRINT, widths(7), comparison(1)))
     connection = sqlite3.connect(path)
     connection.execute("UPDATE measurement SET anchor = x'00'")
     connection.commit()
@@ -292,3 +296,19 @@ def test_damaged_samples_are_refused(database: LatencyDatabase, path: Path) -> N
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="unable to open"):
         LatencyDatabase(tmp_path / "nowhere" / "latency.sqlite")
+
+
+def test_a_database_of_the_schema_before_is_taken_along(path: Path) -> None:
+    with LatencyDatabase(path) as database:
+        database.add(Row.of(SKELETON, FINGERPRINT, widths(7), comparison(1)))
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE lost")
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with LatencyDatabase(path) as database:
+        assert len(database.records(SKELETON, FINGERPRINT)) == 1
+        assert database.lost(SKELETON, FINGERPRINT) == {}
+        database.mark_lost(SKELETON, FINGERPRINT, widths(8), "crashed")
+    with LatencyDatabase(path) as database:
+        assert database.lost(SKELETON, FINGERPRINT) == {widths(8): "crashed"}
+        assert database.lost("6" * 64, FINGERPRINT) == {}

@@ -9,9 +9,16 @@ from typing import Any
 
 import pytest
 
-from calibration.database import SCHEMA, LatencyDatabase
+from calibration.database import LatencyDatabase
 from calibration.errors import DatabaseError
-from calibration.exchange import DOCUMENT, VERSION_KEY, Imported, export_rows, import_rows
+from calibration.exchange import (
+    DOCUMENT,
+    SCHEMA,
+    VERSION_KEY,
+    Imported,
+    export_rows,
+    import_rows,
+)
 from calibration.rows import Row
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -59,8 +66,8 @@ def test_rows_arrive_with_all_their_evidence(
     with LatencyDatabase(tmp_path / "here.sqlite") as here:
         for kept in (8, 32, 16):
             widths = WidthVector(skeleton.groups.names, (kept, 48))
-            here.add(skeleton.sha256, FINGERPRINT, widths, comparison(kept / 32))
-            here.add(skeleton.sha256, other, widths, comparison(kept / 30))
+            here.add(Row.of(skeleton.sha256, FINGERPRINT, widths, comparison(kept / 32)))
+            here.add(Row.of(skeleton.sha256, other, widths, comparison(kept / 30)))
         exported = here.rows(skeleton.sha256)
         records = here.records(skeleton.sha256, other)
     assert len(exported) == 6

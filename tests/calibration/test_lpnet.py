@@ -166,7 +166,7 @@ def test_ten_thousand_width_vectors_take_milliseconds(fitted: LPNet) -> None:
         start = time.perf_counter()
         net.predict_ms(kept)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.05
+    assert min(times) < 0.15  # some 10 ms on one quiet core; benchmarks/calibration.py tells
 
 
 def test_the_held_out_error_is_consistent(fitted: LPNet, skeleton: Skeleton) -> None:
@@ -269,8 +269,8 @@ def test_a_net_of_another_network_is_refused(fitted: LPNet, tmp_path: Path) -> N
 Change = Callable[[dict[str, Any]], object]
 
 CHANGES: dict[str, Change] = {
-    "older schema": lambda d: d.update(schema=1),
-    "newer schema": lambda d: d.update(schema=3),
+    "older schema": lambda d: d.update(schema=2),
+    "newer schema": lambda d: d.update(schema=4),
     "no block": lambda d: d.pop("block"),
     "block is zero": lambda d: d.update(block=0),
     "block is text": lambda d: d.update(block="16"),

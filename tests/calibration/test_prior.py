@@ -79,7 +79,7 @@ def test_a_dozen_measurements_are_enough_with_a_prior(skeleton: Skeleton, prior:
     with_prior = error_after(skeleton, 20, begun)
     assert with_prior < 0.015
     assert with_prior < 0.7 * error_after(skeleton, 20, FitOptions())
-    assert error_after(skeleton, 8, begun) < 0.03
+    assert error_after(skeleton, 12, begun) < 0.03
 
 
 def test_a_prior_of_nonsense_does_little_harm(skeleton: Skeleton) -> None:

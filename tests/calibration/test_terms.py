@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from calibration.cost import NetworkCost
-from calibration.terms import Terms
+from calibration.terms import CACHES, Terms
 
 from .chain import chain
 
@@ -33,7 +34,22 @@ def test_terms_of_a_width_by_hand() -> None:
 
 def test_without_blocks_there_are_no_steps() -> None:
     terms = Terms(NetworkCost.of(chain((64, 96))), 1)
-    assert set(by_kind(terms, (41, 95))) == {"constant", "MACs", "widths"}
+    assert set(by_kind(terms, (41, 95))) == {
+        "constant",
+        "MACs",
+        "widths",
+        "streamed weights",
+    }
+
+
+def test_weights_that_fit_a_cache_are_not_streamed() -> None:
+    terms = Terms(NetworkCost.of(chain((64, 96))), BLOCK)
+    dense, half = (by_kind(terms, kept)["streamed weights"] for kept in ((64, 96), (40, 64)))
+    assert dense.tolist() == [1] * len(CACHES)
+    share = (9 * (3 * 40 + 40 * 64) + 5 * 64) / (9 * (3 * 64 + 64 * 96) + 5 * 96)
+    assert half[-1] == pytest.approx(share, rel=0.01)  # a cache that holds next to nothing
+    assert half[0] == pytest.approx(2 * share / (1 + share**-4), rel=0.01)  # one that holds all
+    assert (half.diff() > 0).all()
 
 
 def test_shares_of_a_kind_add_up_to_one() -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from calibration.database import LatencyDatabase
+from calibration.rows import Row
 from calibration.widths import WidthVector
 from pipeline.cli import main
 from pipeline.stages import STAGES
@@ -37,8 +38,8 @@ def measured(path: Path, *kept: int) -> Path:
     with LatencyDatabase(path) as database:
         for width in kept:
             widths = WidthVector(SKELETON.groups.names, (width, 48))
-            database.add(SKELETON.sha256, FINGERPRINT, widths, comparison(width / 32))
-            database.add(OTHER.sha256, FINGERPRINT, widths, comparison(width / 32))
+            database.add(Row.of(SKELETON.sha256, FINGERPRINT, widths, comparison(width / 32)))
+            database.add(Row.of(OTHER.sha256, FINGERPRINT, widths, comparison(width / 32)))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from calibration.active import START, SamplingPlan
 from calibration.candidates import Slicer
 from calibration.cliffs import probes, step_maps
 from calibration.database import LatencyDatabase
+from calibration.errors import CandidateLostError
 from calibration.lpnet import LPNet
-from calibration.measure import Bench
+from calibration.measure import Bench, measure_all
 from calibration.widths import WidthVector
 from pipeline.errors import MissingInputError
 from pipeline.run import Context, Run
 from pipeline.stages import STAGES
 from pipeline.stages.campaign import Campaign, as_function
-from pipeline.stages.measuring import devices
+from pipeline.stages.measuring import Devices
 from targets.base import TargetOptions
 from targets.fake import FakeTarget
 from targets.timing import Comparison
@@ -73,8 +75,8 @@ def campaign(
 
 
 def finish(made: Campaign) -> str:
-    with devices(made.context, made.bench) as here:
-        return made.run(here)
+    """In this process: the noise of the fake target is that of its object."""
+    return made.run(Devices(partial(measure_all, made.bench), 1))
 
 
 def measured(made: Campaign) -> list[WidthVector]:
@@ -184,3 +186,24 @@ def test_a_prior_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
         campaign(tmp_path / "run", samples=24, prior=tmp_path / name),
     ):
         pass
+
+
+class LosingBench(Bench):
+    """Loses every network whose first group is at half."""
+
+    def compare(self, widths: WidthVector, **given: Any) -> Comparison:
+        if widths.kept[0] == 16:
+            raise CandidateLostError("ended the measuring process by SIGSEGV")
+        return super().compare(widths, **given)
+
+
+def test_lost_networks_are_told_and_not_proposed_again(tmp_path: Path) -> None:
+    with campaign(tmp_path, samples=80) as (made, told):
+        made.bench.__class__ = LosingBench
+        finish(made)
+        lost = set(made.lost())
+        assert lost
+        assert {widths.kept[0] for widths in lost} == {16}
+        assert not lost & set(measured(made))
+        assert len(measured(made)) == 80
+    assert [line for line in told.lines if f"{len(lost)} networks cannot be measured" in line]

@@ -9,12 +9,15 @@ import pytest
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.errors import FleetError
+from calibration.isolated import IsolatedBench
 from calibration.measure import Bench
+from calibration.rows import Row
 from calibration.sampling import first_widths
+from calibration.widths import WidthVector
 from pipeline.run import Context, Run
 from pipeline.stages import STAGES
 from pipeline.stages.measuring import devices, measurements
-from targets.base import BuildRecord, TargetOptions
+from targets.base import TargetOptions
 from targets.fake import FakeTarget
 from tests.calibration.chain import BATCH, chain
 
@@ -59,21 +62,19 @@ def test_a_run_alone_keeps_its_own(tmp_path: Path, bench: Bench) -> None:
 def test_runs_with_one_database_do_not_measure_twice(
     tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: list[Path] = []
-    build = FakeTarget.build
+    asked: list[WidthVector] = []
+    row = IsolatedBench.row
 
-    def counted(
-        self: FakeTarget, onnx: bytes, out: Path, *args: object, **named: object
-    ) -> BuildRecord:
-        built.append(out)
-        return build(self, onnx, out, *args, **named)  # type: ignore[arg-type]
+    def counted(self: IsolatedBench, widths: WidthVector, **named: float) -> Row:
+        asked.append(widths)
+        return row(self, widths, **named)
 
-    monkeypatch.setattr(FakeTarget, "build", counted)
+    monkeypatch.setattr(IsolatedBench, "row", counted)
     shared = tmp_path / "shared.sqlite"
     assert calibrated(context(tmp_path / "one", database=shared), bench, 4) == [0, 1, 2, 3]
-    assert len(built) == 4
+    assert len(asked) == 4
     assert calibrated(context(tmp_path / "two", database=shared), bench, 6) == [0, 1, 2, 3, 4, 5]
-    assert len(built) == 6
+    assert len(asked) == 6
 
 
 def test_what_a_run_had_before_goes_into_the_shared_database(tmp_path: Path, bench: Bench) -> None:
