@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.errors import BudgetMissedError, DeployError, InconclusiveError
+from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
+from pipeline.guard import guarded
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
-
-EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 1, 3, 130
 
 
 class InOrder(click.Group):
@@ -73,7 +71,7 @@ def run(out: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
     The same command on the same folder resumes; stages whose inputs and options did not change
     are not done again.
     """
-    _guarded(lambda: _execute(out, list(STAGES.values()), config, flags, as_json))
+    guarded(lambda: _execute(out, list(STAGES.values()), config, flags, as_json))
 
 
 def _stage_command(stage: Stage) -> click.Command:
@@ -86,9 +84,9 @@ def _stage_command(stage: Stage) -> click.Command:
         **flags: Any,
     ) -> None:
         if imported or exported:
-            _guarded(lambda: _exchange(folder, config, flags, imported, exported))
+            guarded(lambda: _exchange(folder, config, flags, imported, exported))
         else:
-            _guarded(lambda: _execute(folder, [stage], config, flags, as_json))
+            guarded(lambda: _execute(folder, [stage], config, flags, as_json))
 
     callback.__doc__ = f"{stage.produces[0].upper()}{stage.produces[1:]}."
     command = with_options([stage])(_config(_json(callback)))
@@ -115,7 +113,7 @@ def report(folder: Path, out: Path | None) -> None:
         write_report(folder, path)
         click.echo(path)
 
-    _guarded(work)
+    guarded(work)
 
 
 @main.command()
@@ -135,7 +133,7 @@ def targets(explain: str | None, as_json: bool) -> None:
         else:
             draw_explanation(found[0])
 
-    _guarded(work)
+    guarded(work)
 
 
 @main.command()
@@ -156,7 +154,7 @@ def worker(target: str, address: str | None, port: int) -> None:
 
         join(target, address, port)
 
-    _guarded(work)
+    guarded(work)
 
 
 def _execute(
@@ -225,21 +223,6 @@ def _judge(certificate: dict[str, Any]) -> None:
             "the machine was too noisy for a verdict",
             fix="free the machine, or raise --processes, and run: pipeline verify RUN",
         )
-
-
-def _guarded(work: Callable[[], None]) -> None:
-    """Expected failures in one line with their fix; anything else is a bug and shows itself."""
-    try:
-        work()
-    except DeployError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.fix:
-            click.echo(f"  fix: {error.fix}", err=True)
-        inconclusive = isinstance(error, InconclusiveError)
-        sys.exit(EXIT_INCONCLUSIVE if inconclusive else EXIT_FAILED)
-    except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes", err=True)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 __all__ = ["main"]

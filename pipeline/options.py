@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NewType
+from typing import Literal
 
-from pipeline.budget import Budget, Objective, Percentile
+from pipeline.bounds import Share, complaint, option
+from pipeline.budget import Objective, Percentile
 
-Share = NewType("Share", float)  # a flag may say "1%", TOML and the field say 0.01
-
-
-def option(
-    default: Any, text: str, *, negative: str = "", settles: bool = True, **bounds: float
-) -> Any:
-    """A field with its help text; `bounds` are `least`, `most`, `above` and `below`.
-
-    `negative` is what the flag of a switch is called when it is off: "" makes it --no-NAME.
-    What does not settle the result, such as where the work is done, makes no stage stale.
-    """
-    unknown = bounds.keys() - _BOUNDS
-    assert not unknown, unknown
-    metadata = {"help": text, "bounds": bounds, "negative": negative, "settles": settles}
-    return field(default=default, metadata=metadata)
-
-
-_BOUNDS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
-    "least": (lambda value, bound: value >= bound, "at least"),
-    "most": (lambda value, bound: value <= bound, "at most"),
-    "above": (lambda value, bound: value > bound, "greater than"),
-    "below": (lambda value, bound: value < bound, "less than"),
-}
-
-_TAKEN: Mapping[type, tuple[Any, str]] = {
-    bool: (bool, "true or false"),
-    int: (int, "a whole number"),
-    float: ((int, float), "a number"),
-    str: (str, "a text"),
-    Path: ((str, Path), "a path"),
-}
-
-
-def complaint(options: type, name: str, value: Any) -> str | None:
-    """Why `value` may not be the option `name`, in words; None when it may.
-
-    Flags and TOML files are both held to this.
-    """
-    kind: Any = typing.get_type_hints(options)[name]
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        return None if value in choices else f"it is one of {', '.join(choices)}"
-    plain: Any = next((part for part in typing.get_args(kind) if part is not NoneType), kind)
-    plain = getattr(plain, "__supertype__", plain)
-    taken, words = _TAKEN[plain]
-    # Python's True is an int, TOML's is not
-    if not isinstance(value, taken) or (isinstance(value, bool) and plain is not bool):
-        return f"it is {words}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "it is a finite number"
-    if name == "budget":
-        return _no_budget(value)
-    item = next(item for item in fields(options) if item.name == name)
-    for bound, limit in item.metadata.get("bounds", {}).items():
-        holds, said = _BOUNDS[bound]
-        if not holds(value, limit):
-            return f"it is {said} {limit:g}"
-    return None
-
-
-def _no_budget(text: str) -> str | None:
-    try:
-        Budget.parse(text)
-    except ValueError as error:
-        return str(error)
-    return None
+__all__ = [
+    "BuildOptions",
+    "CalibrateOptions",
+    "ExportOptions",
+    "FinetuneOptions",
+    "PackageOptions",
+    "PrepareOptions",
+    "PruneOptions",
+    "Share",
+    "TraceOptions",
+    "VerifyOptions",
+    "complaint",
+    "option",
+]
 
 
 @dataclass(frozen=True)
