@@ -9,7 +9,7 @@ from typing import Any
 from calibration.lpnet import LPNet
 from pipeline.errors import BudgetMissedError
 from pipeline.models.weights import save_weights
-from pipeline.options import PruneOptions
+from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.closed_loop import ClosedLoop, Limit, Round
@@ -29,6 +29,9 @@ class Solution:
 
 
 def execute(context: Context) -> None:
+    if context.run.options("prepare", PrepareOptions).devices > 1:
+        # processes that wait for each other would be heard in the measurements in between
+        context.reporter.say("prune: trains on one device")
     with ExitStack() as stack:
         if context.options(PruneOptions).objective == "latency":
             solving, solution = _by_latency(context, stack)
