@@ -10,6 +10,7 @@ its own, one JSON line each; a run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -109,12 +110,11 @@ def attempt(name: str, work: Path) -> dict[str, Any]:
     child.start()
     far.close()
     row: dict[str, Any] = {"name": name, "size": image_size(name), "outcome": "failed"}
-    try:
+    row |= {"reason": "", "seconds": None}
+    with contextlib.suppress(EOFError):  # it ended without a word
         row |= near.recv()
-    except EOFError:
-        row["reason"] = f"the process ended with {child.exitcode}"
     child.join()
-    if "reason" not in row or row["outcome"] == "failed":
+    if row["outcome"] == "failed":
         text = log.read_text(encoding="utf-8").strip().splitlines()
         row["reason"] = text[-1] if text else f"the process ended with {child.exitcode}"
     return row

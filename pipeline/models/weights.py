@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import struct
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,8 +53,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state = _without_prefix(read_state(path), set(model.state_dict()))
     _require_fit(model, state, path)
     _require_finite(state, path)
+    fitting = OrderedDict(state)
+    # files hold no versions: tensors that fit are of the modules' own (MNASNet refuses None)
+    fitting._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     # strict is off for num_batches_tracked alone, which old checkpoints lack
-    model.load_state_dict(dict(state), strict=False)
+    model.load_state_dict(fitting, strict=False)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

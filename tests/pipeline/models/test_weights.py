@@ -213,3 +213,12 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path):
         save_weights({"a": torch.zeros(2)}, tmp_path / "folder.safetensors")
     assert torch.equal(load_file(file)["a"], torch.ones(2))
     assert {path.name for path in tmp_path.iterdir()} == {file.name, "folder.safetensors"}
+
+
+def test_a_network_that_asks_for_its_version_loads(tmp_path: pathlib.Path) -> None:
+    model = create_model("torchvision:mnasnet0_5", 10)
+    save_weights(model, tmp_path / "weights.safetensors")
+    again = create_model("torchvision:mnasnet0_5", 10)
+    load_weights(again, tmp_path / "weights.safetensors")
+    state = again.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
