@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +11,23 @@ from typing import Any, Self, cast
 
 from calibration.widths import dump
 from pipeline.errors import BundleError, FingerprintError
+from pipeline.files import write_atomically
+from pipeline.foreign import (
+    check_file,
+    found_in,
+    read_at_most,
+    read_listed,
+    record_of,
+    refuse_empty,
+)
 from pipeline.manifest import (
     CERTIFICATE,
+    CERTIFICATE_SCHEMA,
+    DIGEST,
     MANIFEST,
     MAX_JSON_BYTES,
     REPACK,
+    SIGNATURE,
     FileRecord,
     Manifest,
     check_name,
@@ -25,11 +35,14 @@ from pipeline.manifest import (
     refuse,
     shown,
 )
+from pipeline.signing import SIGNATURE_BYTES, check_signature, sign
 from targets import load_target
 from targets.base import Engine, TargetOptions
 from targets.fingerprint import Fingerprint
 
-__all__ = ["Bundle", "FileRecord", "Manifest", "write_bundle"]
+__all__ = ["Bundle", "FileRecord", "Manifest", "sign_bundle", "write_bundle"]
+
+_BESIDE = {MANIFEST, DIGEST, SIGNATURE}  # what the manifest does not list
 
 
 @dataclass(frozen=True)
@@ -38,21 +51,23 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    signed: bool = False  # there is a signature; only `open` with a key says whether it is good
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Check schema, names, sizes and SHA-256 of everything; BundleError at the first fault."""
+    def open(cls, folder: Path, *, key: Path | None = None) -> Self:
+        """Check digest, schema, names, sizes and SHA-256 of everything, and with a public key the
+        signature; BundleError at the first fault. Nothing is parsed before its digest agrees."""
         try:
-            present = _files_in(folder)
-            if MANIFEST not in present:
-                refuse(f"{folder} is no bundle: it has no {MANIFEST}")
-            manifest = Manifest.from_json(_read_json(folder / MANIFEST))
-            _check_presence(present - {MANIFEST}, set(manifest.files))
+            present, folders = found_in(folder)
+            text = _manifest_text(folder, present, key)
+            manifest = Manifest.from_json(parse_json(text, MANIFEST))
+            _check_presence(present - _BESIDE, set(manifest.files))
+            refuse_empty(folders, present)
             for name, record in manifest.files.items():
-                _check_file(folder / name, name, record)
+                check_file(folder / name, name, record)
         except OSError as error:
             raise BundleError(f"cannot read the bundle: {error}", fix=REPACK) from error
-        return cls(folder, manifest)
+        return cls(folder, manifest, SIGNATURE in present)
 
     def path(self, name: str) -> Path:
         """Where a listed file lies; BundleError for any other."""
@@ -60,12 +75,24 @@ class Bundle:
             refuse(f"the bundle has no {shown(name)}")
         return self.folder / name
 
+    def read(self, name: str) -> bytes:
+        """The content of a listed file, checked again: it may have changed since `open`."""
+        try:
+            return read_listed(self.path(name), name, self.manifest.files[name])
+        except OSError as error:
+            raise BundleError(f"cannot read {shown(name)}: {error}", fix=REPACK) from error
+
     @property
     def certificate(self) -> dict[str, Any]:
         """What verify measured and decided; its keys stand in the design."""
-        document = _read_json(self.path(CERTIFICATE))
+        document = parse_json(self.read(CERTIFICATE), CERTIFICATE)
         if not isinstance(document, dict):
             refuse(f"{CERTIFICATE} is no JSON object")
+        if document.get("schema") != CERTIFICATE_SCHEMA:
+            raise BundleError(
+                f"{CERTIFICATE} is not of schema {CERTIFICATE_SCHEMA}",
+                fix="install the wgates version that made the bundle",
+            )
         return cast("dict[str, Any]", document)
 
     def load(self, *, any_fingerprint: bool = False) -> Engine:
@@ -116,15 +143,23 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path | by
             raise BundleError(f"{folder} is not empty", fix="remove it and run it again")
         for name, content in files.items():
             _write(folder / name, content)
-        whole = replace(manifest, files={name: _record_of(folder / name) for name in sorted(files)})
+        whole = replace(manifest, files={name: record_of(folder / name) for name in sorted(files)})
         text = dump(whole.to_json()).encode()
         Manifest.from_json(parse_json(text, MANIFEST))  # never write what cannot be opened
         (folder / MANIFEST).write_bytes(text)
+        (folder / DIGEST).write_bytes(_digest_line(text))
     except OSError as error:
         raise BundleError(
             f"cannot write the bundle: {error}", fix="mend that, then run: pipeline package RUN"
         ) from error
     return whole
+
+
+def sign_bundle(folder: Path, private: Path) -> None:
+    """Sign a bundle that is whole; a signature that is there is replaced."""
+    Bundle.open(folder)
+    text = read_at_most(folder / MANIFEST, MAX_JSON_BYTES)
+    write_atomically(folder / SIGNATURE, sign(text, private))
 
 
 def _write(path: Path, content: Path | bytes) -> None:
@@ -135,24 +170,29 @@ def _write(path: Path, content: Path | bytes) -> None:
         shutil.copyfile(content, path)
 
 
-def _files_in(folder: Path) -> set[str]:
-    """Every file under `folder` as a relative POSIX path; BundleError if one is special."""
-    if not folder.is_dir():
-        refuse(f"{folder} is no folder")
-    found: set[str] = set()
-    unseen = [folder]
-    while unseen:
-        with os.scandir(unseen.pop()) as entries:
-            for entry in entries:
-                relative = Path(entry.path).relative_to(folder).as_posix()
-                mode = entry.stat(follow_symlinks=False).st_mode
-                if stat.S_ISDIR(mode):
-                    unseen.append(Path(entry.path))
-                elif stat.S_ISREG(mode):
-                    found.add(relative)
-                else:
-                    refuse(f"{shown(relative)} is a link or a special file")
-    return found
+def _manifest_text(folder: Path, present: set[str], key: Path | None) -> bytes:
+    """The manifest's bytes, once their digest, and with a key their signature, agree."""
+    if MANIFEST not in present:
+        refuse(f"{folder} is no bundle: it has no {MANIFEST}")
+    if DIGEST not in present:
+        refuse(f"the bundle has no {DIGEST}")
+    text = read_at_most(folder / MANIFEST, MAX_JSON_BYTES)
+    line = _digest_line(text)
+    if read_at_most(folder / DIGEST, len(line)) != line:
+        refuse(f"{MANIFEST} has changed: its SHA-256 differs from {DIGEST}")
+    signature = None
+    if SIGNATURE in present:
+        signature = read_at_most(folder / SIGNATURE, SIGNATURE_BYTES)
+    if key is not None:
+        if signature is None:
+            refuse("the bundle is not signed")
+        check_signature(text, signature, key)
+    return text
+
+
+def _digest_line(text: bytes) -> bytes:
+    """As `sha256sum` writes it, so that `sha256sum -c` checks it."""
+    return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _check_presence(present: set[str], listed: set[str]) -> None:
@@ -160,23 +200,3 @@ def _check_presence(present: set[str], listed: set[str]) -> None:
         refuse(f"{shown(missing[0])} is missing")
     if extra := sorted(present - listed):
         refuse(f"{shown(extra[0])} is not in the manifest")
-
-
-def _check_file(path: Path, name: str, record: FileRecord) -> None:
-    size = path.stat().st_size  # first: it is free, and it names a truncated download
-    if size != record.bytes:
-        refuse(f"{shown(name)} has {size} bytes, the manifest says {record.bytes}")
-    if _record_of(path) != record:
-        refuse(f"{shown(name)} has changed: its SHA-256 differs from the manifest's")
-
-
-def _record_of(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return FileRecord(sha256=digest.hexdigest(), bytes=file.tell())
-
-
-def _read_json(path: Path) -> Any:
-    with path.open("rb") as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    return parse_json(data, path.name)

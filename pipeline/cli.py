@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from pipeline.bundle_commands import COMMANDS
 from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
 from pipeline.guard import guarded
@@ -98,6 +99,8 @@ def _stage_command(stage: Stage) -> click.Command:
 
 for _stage in STAGES.values():
     main.add_command(_stage_command(_stage))
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command()

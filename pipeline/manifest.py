@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,12 +12,20 @@ from typing import Any, NoReturn, Self, cast
 
 from pipeline.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2  # 1: without a digest of the manifest itself
+CERTIFICATE_SCHEMA = 1
 MANIFEST, CERTIFICATE = "manifest.json", "certificate.json"
+DIGEST, SIGNATURE = "manifest.sha256", "manifest.sig"  # of the manifest; who made it
 MAX_JSON_BYTES = 1 << 20  # a manifest or certificate of ours is a hundred times smaller
 MAX_COUNT = 1 << 31  # batches, sizes and threads beyond it overflow in the runtimes
 MAX_NUMBER = 1e9
+MAX_SCALAR = 1 << 63
+MAX_FILES = 2048
+MAX_NAME = 240  # bytes of a path; longer ones do not unpack everywhere
+MAX_TOTAL_BYTES = 1 << 36
 MAX_SHOWN = 80  # characters of a foreign text in an error message
+# names that some systems keep for devices, whatever follows the first dot
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 REPACK = "fetch the bundle again, or make it again: pipeline package RUN"
 
 
@@ -80,11 +89,20 @@ class Manifest:
             refuse(f"batch {self.batch} does not fit the input shape {self.input_shape}")
         if not len(self.mean) == len(self.std) == self.input_shape[1] or min(self.std) <= 0:
             refuse("mean and std are not one number per input channel, std above zero")
-        for name in self.files:
-            check_name(name)
+        self._check_files()
         for needed in (self.engine, CERTIFICATE):
             if needed not in self.files:
                 refuse(f"the manifest lists no {shown(needed)}")
+
+    def _check_files(self) -> None:
+        if len(self.files) > MAX_FILES:
+            refuse(f"the manifest lists more than {MAX_FILES} files")
+        if sum(record.bytes for record in self.files.values()) > MAX_TOTAL_BYTES:
+            refuse(f"the manifest lists more than {MAX_TOTAL_BYTES} bytes")
+        for name in self.files:
+            check_name(name)
+        if len({name.casefold() for name in self.files}) != len(self.files):
+            refuse("two names in the manifest differ in case only")
 
 
 def refuse(message: str) -> NoReturn:
@@ -102,9 +120,13 @@ def check_name(name: str) -> None:
     path = PurePosixPath(name)
     is_plain = path.as_posix() == name and path.parts and not path.is_absolute()
     is_portable = name.isprintable() and unicodedata.is_normalized("NFC", name)
-    if not is_plain or not is_portable or ".." in path.parts or set(name) & set("\\:"):
+    if not is_plain or not is_portable or ".." in path.parts or set(name) & set('\\:*?"<>|'):
         refuse(f"{shown(name)} is no plain relative path")
-    if path.parts[0].casefold() == MANIFEST:
+    if any(part.endswith((" ", ".")) or _DEVICE.fullmatch(part) for part in path.parts):
+        refuse(f"{shown(name)} is no plain relative path on every system")
+    if len(name.encode()) > MAX_NAME:
+        refuse(f"{shown(name)} is longer than {MAX_NAME} bytes")
+    if path.parts[0].casefold() in (MANIFEST, DIGEST, SIGNATURE):
         refuse(f"{shown(name)} stands for the manifest itself")
 
 
@@ -159,7 +181,9 @@ def _is_shape(value: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float)) or value == "" or _is_text(value)
+    if isinstance(value, (int, float)):
+        return abs(value) < MAX_SCALAR  # neither infinite nor NaN
+    return value is None or value == "" or _is_text(value)
 
 
 def _is_flat(value: Any) -> bool:

@@ -11,9 +11,11 @@ from typing import Any
 
 from pipeline.bundle import Bundle, Manifest, write_bundle
 from pipeline.data.base import DataCard
+from pipeline.files import digest
 from pipeline.options import PackageOptions
 from pipeline.report import render_report
 from pipeline.run import Context
+from pipeline.sbom import bill_of_materials
 from pipeline.serving import target_of
 from pipeline.stages.common import skeleton_of
 from pipeline.triton import triton_config
@@ -30,19 +32,21 @@ def execute(context: Context) -> None:
     name = context.options(PackageOptions).serve_name or _servable(run.folder.name)
     certificate = run.document("verify", "certificate.json")
     threads = certificate["fingerprint"]["threads"]
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     files: dict[str, Path | bytes] = {
         "certificate.json": run.read("verify", "certificate.json"),
         engine.name: engine,
         "model.onnx": run.read("export", "model.onnx"),
         "plan.json": run.read("prune", "plan.json"),
         "weights.safetensors": run.read("finetune", "weights.safetensors"),
+        "sbom.cdx.json": bill_of_materials(engine.name, digest(engine), created),
         "report.html": render_report(run.folder).encode("utf-8"),
         **_triton_files(context, target, engine, name, classes=len(card.classes)),
     }
     manifest = Manifest(
         name=name,
         wgates=version("wgates"),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=created,
         target=target.name,
         threads=threads,
         batch=shape[0],

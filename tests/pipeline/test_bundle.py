@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, Path | bytes]:
     target = load_target("fake", TargetOptions(batch=1, threads=2))
     return {
         "engine.json": target.build(model, folder / "built.json").engine,
-        "certificate.json": json.dumps({"verdict": "met"}).encode(),
+        "certificate.json": json.dumps({"schema": 1, "verdict": "met"}).encode(),
         "model.onnx": model,
         "report.html": b"<!doctype html>",
         "triton/tiny/config.pbtxt": b'name: "tiny"\n',
@@ -95,7 +95,14 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = folder / "manifest.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
-    path.write_text(json.dumps(document), encoding="utf-8")
+    put_manifest(folder, json.dumps(document).encode())
+
+
+def put_manifest(folder: Path, data: bytes) -> None:
+    """A manifest with the digest that belongs to it, as who forges a bundle would write it."""
+    (folder / "manifest.json").write_bytes(data)
+    line = f"{hashlib.sha256(data).hexdigest()}  manifest.json\n"
+    (folder / "manifest.sha256").write_text(line)
 
 
 def refused(folder: Path, match: str) -> None:
@@ -117,7 +124,7 @@ def test_an_untouched_bundle_opens_and_says_what_was_written(folder: Path, tmp_p
     model = (folder / "model.onnx").read_bytes()
     record = opened.manifest.files["model.onnx"]
     assert (record.sha256, record.bytes) == (hashlib.sha256(model).hexdigest(), len(model))
-    assert opened.certificate == {"verdict": "met"}
+    assert opened.certificate == {"schema": 1, "verdict": "met"}
     assert opened.path("triton/tiny/1/model.onnx").read_bytes() == model
 
 
@@ -165,6 +172,8 @@ def test_a_missing_file_is_found(folder: Path, name: str) -> None:
 
 def test_a_truncated_manifest_is_found(folder: Path) -> None:
     os.truncate(folder / "manifest.json", 300)
+    refused(folder, "manifest.json has changed: its SHA-256 differs from manifest.sha256")
+    put_manifest(folder, (folder / "manifest.json").read_bytes())
     refused(folder, "no valid JSON")
 
 
@@ -221,12 +230,20 @@ def test_a_fifo_is_refused_instead_of_waited_for(folder: Path) -> None:
         "e\u0301.txt",
         "manifest.json",
         "Manifest.JSON/x",
+        "manifest.sha256",
+        "manifest.sig",
+        "nul.txt",
+        "triton/COM1",
+        "dot.",
+        "space ",
+        "what?",
+        "a" * 241,
     ],
 )
 def test_a_name_that_could_leave_the_folder_or_deceive_is_refused(folder: Path, name: str) -> None:
     record = {"sha256": "0" * 64, "bytes": 0}
     edit(folder, lambda m: m["files"].update({name: record}))
-    refused(folder, "no plain relative path|stands for the manifest")
+    refused(folder, "no plain relative path|stands for the manifest|longer than")
 
 
 def test_a_huge_manifest_is_not_read(folder: Path) -> None:
@@ -235,10 +252,10 @@ def test_a_huge_manifest_is_not_read(folder: Path) -> None:
     refused(folder, "larger than")
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", 1.0, True, None, [1]])
+@pytest.mark.parametrize("schema", [0, 1, 3, "2", 2.0, True, None, [2]])
 def test_an_unknown_schema_is_refused(folder: Path, schema: object) -> None:
     edit(folder, lambda m: m.update(schema=schema))
-    refused(folder, "not of schema 1")
+    refused(folder, "not of schema 2")
 
 
 @pytest.mark.parametrize(
@@ -255,6 +272,8 @@ def test_an_unknown_schema_is_refused(folder: Path, schema: object) -> None:
         ("batch", 1.0),
         ("options", []),
         ("options", {"spinning": [[1]]}),
+        ("options", {"spinning": 10**4000}),
+        ("options", {"spinning": 1e999}),
         ("batch", 2),
         ("precision", "fp8"),
         ("precision", ["fp32"]),
@@ -300,8 +319,8 @@ def test_an_unknown_field_is_refused_and_shown_short(folder: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"schema": 1, "schema": 1}',
-        '{"schema": 1, "files": {"a": 1, "a": 2}}',
+        '{"schema": 2, "schema": 2}',
+        '{"schema": 2, "files": {"a": 1, "a": 2}}',
         '{"schema": NaN}',
         '{"schema": -Infinity}',
         "[" * 100_000,
@@ -314,20 +333,85 @@ def test_an_unknown_field_is_refused_and_shown_short(folder: Path) -> None:
     ids=lambda text: text[:30],
 )
 def test_json_that_is_ambiguous_or_abusive_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    put_manifest(folder, text.encode())
     refused(folder, "no valid JSON")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe{}", b"\x80"])
 def test_bytes_that_are_no_utf8_are_refused(folder: Path, data: bytes) -> None:
-    (folder / "manifest.json").write_bytes(data)
+    put_manifest(folder, data)
     refused(folder, "no valid JSON")
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"x"'])
 def test_a_manifest_that_is_no_object_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    put_manifest(folder, text.encode())
     refused(folder, "no JSON object")
+
+
+def test_no_digest_and_a_wrong_digest_are_refused(folder: Path) -> None:
+    line = (folder / "manifest.sha256").read_bytes()
+    for wrong in (b"", line[:-1], line + b"\n", b"0" * 64 + line[64:], line.upper()):
+        (folder / "manifest.sha256").write_bytes(wrong)
+        refused(folder, "SHA-256 differs from manifest.sha256|larger than")
+    (folder / "manifest.sha256").unlink()
+    refused(folder, "has no manifest.sha256")
+
+
+def test_the_digest_is_one_that_sha256sum_checks(folder: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "manifest.sha256"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "manifest.json: OK\n")
+
+
+def test_a_changed_manifest_that_reads_well_is_refused(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    (folder / "manifest.json").write_text(text.replace("0.4", "0.5"), encoding="utf-8")
+    refused(folder, "manifest.json has changed")
+
+
+def test_an_empty_folder_is_found(folder: Path) -> None:
+    (folder / "triton" / "tiny" / "2").mkdir()
+    refused(folder, "'triton/tiny/2' is empty")
+
+
+def test_names_that_differ_in_case_only_are_refused(folder: Path) -> None:
+    (folder / "Report.html").write_bytes(b"")
+    edit(folder, lambda m: m["files"].update({"Report.html": m["files"]["report.html"]}))
+    refused(folder, "differ in case only")
+
+
+def test_too_much_is_refused_before_anything_is_read(folder: Path) -> None:
+    edit(folder, lambda m: m["files"]["model.onnx"].update(bytes=1 << 40))
+    refused(folder, "lists more than")
+    record = {"sha256": "0" * 64, "bytes": 0}
+    edit(folder, lambda m: m["files"].update({f"x/{i}": record for i in range(3000)}))
+    refused(folder, "lists more than 2048 files")
+
+
+def test_a_folder_of_very_many_files_or_very_deep_is_refused(folder: Path) -> None:
+    deep = folder / "/".join("d" * 20)
+    deep.mkdir(parents=True)
+    refused(folder, "too deep")
+
+
+def test_a_file_that_becomes_a_link_or_changes_after_opening_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    opened = Bundle.open(folder)
+    (folder / "certificate.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match="has changed"):
+        _ = opened.certificate
+    outside = (folder / "report.html").rename(tmp_path / "outside")
+    (folder / "report.html").symlink_to(outside)
+    with pytest.raises(BundleError, match="cannot read"):
+        opened.read("report.html")
+    assert opened.read("model.onnx") == tiny_model().SerializeToString()
 
 
 # order and imports ------------------------------------------------------------------------
@@ -347,7 +431,7 @@ def test_only_the_manifest_is_parsed_before_the_hashes_agree(
     assert Bundle.open(folder).certificate
     assert parsed == ["manifest.json", "certificate.json"]
     parsed.clear()
-    (folder / "certificate.json").write_bytes(b"[" * len(b'{"verdict": "met"}'))
+    (folder / "certificate.json").write_bytes(b"[" * (folder / "certificate.json").stat().st_size)
     refused(folder, "SHA-256 differs")
     assert parsed == ["manifest.json"]
 
@@ -364,7 +448,9 @@ def test_opening_imports_no_torch_and_no_runtime(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-@pytest.mark.parametrize("text", ["[]", "[" * 50_000, '{"a": 1, "a": 2}', "nonsense"])
+@pytest.mark.parametrize(
+    "text", ["[]", "[" * 50_000, '{"a": 1, "a": 2}', "nonsense", "{}", '{"schema": 2}']
+)
 def test_a_certified_but_senseless_certificate_is_an_error(tmp_path: Path, text: str) -> None:
     made = tmp_path / "bundle"
     made.mkdir()
