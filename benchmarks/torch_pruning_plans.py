@@ -1,8 +1,9 @@
 """Plans by torch-pruning's own pruners, at a measured latency: baselines for the accuracy study.
 
-`l1`: MagnitudeImportance(p=1), the same ratio in every layer, as its examples do; `group-norm`:
-GroupNormPruner over all layers at once, without its sparse training. Only the groups that the
-skeleton lets be pruned are: the others' layers are ignored. Needs `pip install torch-pruning`.
+`tp-l1`: the L1 norm of each filter; `tp-group-norm`: GroupNormPruner, without its sparse training.
+Both take the same ratio from every layer, as its examples do, down to 8 channels: it rounds widths
+down, and leaves a layer whole that would be rounded to nothing. Only the groups that the skeleton
+lets be pruned are: the others' layers are ignored. Needs `pip install torch-pruning`.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ def pruned_plan(model: nn.Module, skeleton: Skeleton, method: str, ratio: float)
         if isinstance(module, nn.Conv2d | nn.Linear) and name not in groups
     ]
     options: dict[str, Any] = {
-        "pruning_ratio": ratio,
+        "pruning_ratio_dict": {
+            modules[name]: min(ratio, 1 - ROUND_TO / group.channels)
+            for name, group in groups.items()
+        },
         "ignored_layers": ignored,
         "round_to": ROUND_TO,
-        "max_pruning_ratio": 0.9,
     }
     example = torch.zeros(skeleton.input_shape)
+    magnitude = torch_pruning.importance.GroupMagnitudeImportance
     if method == "tp-l1":
-        importance = torch_pruning.importance.MagnitudeImportance(p=1)
+        importance = magnitude(p=1, group_reduction="first")
         pruner = torch_pruning.pruner.BasePruner(small, example, importance, **options)
     else:
-        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
-        options["global_pruning"] = True
-        pruner = torch_pruning.pruner.GroupNormPruner(small, example, importance, **options)
+        pruner = torch_pruning.pruner.GroupNormPruner(small, example, magnitude(p=2), **options)
     gone: dict[str, set[int]] = {name: set() for name in groups}
     names = {id(modules[name]): name for name in groups}
     for group in pruner.step(interactive=True):
@@ -72,7 +74,7 @@ def plan_at(run: Path, model: nn.Module, method: str, aim: float) -> tuple[Plan,
     target = load_target("ort-cpu", TargetOptions(threads=1))
     with target.load(run / "calibrate" / f"anchor{target.engine_suffix}") as anchor:
         bench = Bench(target, Slicer(skeleton), anchor)
-        low, high, tried = 0.0, 0.95, []
+        low, high, tried = 0.0, 1.0, []
         best = pruned_plan(model, skeleton, method, high)
         for _ in range(HALVINGS):
             ratio = (low + high) / 2
