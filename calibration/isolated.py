@@ -10,6 +10,7 @@ import signal
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,11 +27,14 @@ ATTEMPTS = 2  # at a candidate: the first process may have died of something els
 class IsolatedBench:
     """Does what a `Bench` does in a child process, which is started again when it is lost.
 
-    Used in a `with` block; `limit_s` is how long a candidate may take.
+    Used in a `with` block. `anchor` is the dense network's engine (None: the child builds one);
+    `limit_s` is how long a candidate may take.
     """
 
-    def __init__(self, setup: Setup, phases: Phases, *, limit_s: float) -> None:
-        self.setup, self.phases, self.limit_s = setup, phases, limit_s
+    def __init__(
+        self, setup: Setup, phases: Phases, *, limit_s: float, anchor: Path | None = None
+    ) -> None:
+        self.setup, self.phases, self.limit_s, self.anchor = setup, phases, limit_s, anchor
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
@@ -86,7 +90,7 @@ class IsolatedBench:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(
-                target=_serve, args=(theirs, self.setup), name="measuring", daemon=True
+                target=_serve, args=(theirs, self.setup, self.anchor), name="measuring", daemon=True
             )
             self._process.start()
             theirs.close()  # else its end would never be seen
@@ -120,10 +124,10 @@ class IsolatedBench:
         self._process = self._pipe = None
 
 
-def _serve(pipe: Connection, setup: Setup) -> None:
+def _serve(pipe: Connection, setup: Setup, anchor: Path | None) -> None:
     """In the child: answer jobs until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    place = Workplace()
+    place = Workplace(anchor)
     try:
         while True:
             pipe.send(place.perform(setup, pipe.recv()))

@@ -91,9 +91,13 @@ class Answer:
 
 
 class Workplace:
-    """What a worker process keeps from job to job: the loaded dense anchor of the last setup."""
+    """What a worker process keeps from job to job: the loaded dense anchor of the last setup.
 
-    def __init__(self) -> None:
+    `anchor` is its engine where there is one already; else it is built here.
+    """
+
+    def __init__(self, anchor: Path | None = None) -> None:
+        self.anchor = anchor
         self._kept = ExitStack()
         self._digest = ""
         self._bench: Bench | None = None
@@ -121,16 +125,20 @@ class Workplace:
     def _bench_of(self, setup: Setup, target: Target) -> Bench:
         if self._bench is None or self._digest != setup.digest:
             self.close()
-            # the engine's file must stay: runtimes read parts of it late
-            folder = Path(self._kept.enter_context(tempfile.TemporaryDirectory(prefix="wgates-")))
-            anchor = folder / f"anchor{target.engine_suffix}"
-            graph, kept = setup.skeleton.onnx_bytes, setup.keep_fp32
-            target.build(graph, anchor, setup.batches, keep_fp32=kept)
+            anchor = self._built(setup, target) if self.anchor is None else self.anchor
             engine = self._kept.enter_context(target.load(anchor))
             slicer = Slicer(setup.skeleton)
-            self._bench = Bench(target, slicer, engine, setup.batches, kept)
+            self._bench = Bench(target, slicer, engine, setup.batches, setup.keep_fp32)
             self._digest = setup.digest
         return self._bench
+
+    def _built(self, setup: Setup, target: Target) -> Path:
+        """The anchor's engine; its file must stay, since runtimes read parts of it late."""
+        folder = Path(self._kept.enter_context(tempfile.TemporaryDirectory(prefix="wgates-")))
+        anchor = folder / f"anchor{target.engine_suffix}"
+        graph = setup.skeleton.onnx_bytes
+        target.build(graph, anchor, setup.batches, keep_fp32=setup.keep_fp32)
+        return anchor
 
 
 def _differences(setup: Setup, job: Job, target: Target) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def execute(context: Context) -> None:
             phases,
         )
         campaign = Campaign(context, bench, database, _plan(context, skeleton, target))
-        with devices(context, bench) as here:
+        with devices(context, bench, anchor) as here:
             stopped = campaign.run(here)
         with phases.spent_on(TIMING):
             tail = measure(engine, target.fingerprint(), calls=1000)

@@ -41,12 +41,17 @@ class Devices:
 
 
 @contextmanager
-def devices(context: Context, bench: Bench) -> Iterator[Devices]:
-    """A process here, or the fleet that --fleet names; its workers are told of at the end."""
+def devices(context: Context, bench: Bench, anchor: Path | None = None) -> Iterator[Devices]:
+    """A process here, or the fleet that --fleet names; its workers are told of at the end.
+
+    `anchor` is the dense engine that the process here loads; devices of a fleet build their own.
+    """
     address = context.options(CalibrateOptions).fleet
     if address is None:
         limit_s = 60 * context.options(CalibrateOptions).watchdog
-        with IsolatedBench(Setup.of(bench), bench.phases, limit_s=limit_s) as isolated:
+        with IsolatedBench(
+            Setup.of(bench), bench.phases, limit_s=limit_s, anchor=anchor
+        ) as isolated:
             yield Devices(partial(measure_all, isolated), 1)
         return
     with Fleet(address, Setup.of(bench)) as fleet:
