@@ -181,7 +181,9 @@ class ClosedLoop:
         )
         block, fingerprint = solving.target.channel_block, solving.target.fingerprint()
         records = solving.records()
-        self.lpnet = fit_lpnet(records, solving.skeleton, fingerprint, block=block)
+        self.lpnet = fit_lpnet(
+            records, solving.skeleton, fingerprint, block=block, options=self.lpnet.options
+        )
 
     def _tell(self, found: Round) -> None:
         context = self.solving.context

@@ -8,16 +8,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from calibration.candidates import Slicer
 from calibration.cliffs import snapping, step_maps
 from calibration.database import LatencyDatabase, LatencyRecord
+from calibration.errors import MeasuringError
+from calibration.isolated import IsolatedBench
+from calibration.jobs import Setup
 from calibration.lpnet import LPNet
-from calibration.measure import Bench, measure_all
+from calibration.measure import measure_all
+from calibration.phases import Phases
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
-from pipeline.options import PrepareOptions, PruneOptions
+from pipeline.options import CalibrateOptions, PrepareOptions, PruneOptions
 from pipeline.pruning.gates import GateForm
 from pipeline.pruning.magnitude import GivenPlan
 from pipeline.pruning.masking import masked
@@ -54,14 +57,17 @@ class Solving:
         if not (context.partial / DATABASE).exists():
             copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
-        engine = stack.enter_context(self.target.load(anchor))
-        self.bench = Bench(
-            self.target,
-            Slicer(self.skeleton),
-            engine,
+        setup = Setup(
+            self.skeleton,
+            self.target.name,
+            self.target.options,
+            self.target.fingerprint(),
             Referee(context, self.target).candidate_batches,
             frozenset(settled_keep_fp32(context.run)),
         )
+        limit_s = 60 * context.run.options("calibrate", CalibrateOptions).watchdog
+        bench = IsolatedBench(setup, Phases(), limit_s=limit_s, anchor=anchor)
+        self.bench = stack.enter_context(bench)
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
         self.task = self._task()
@@ -93,7 +99,14 @@ class Solving:
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them; a resumed run reads the result back instead."""
         measure_all(self.bench, self.database, [widths], precision=0.006)
-        return next(item for item in self.records() if item.widths == widths)
+        found = [item for item in self.records() if item.widths == widths]
+        if not found:
+            lost = self.database.lost(self.skeleton.sha256, self.target.fingerprint())
+            raise MeasuringError(
+                f"the network of the plan cannot be measured: it {lost[widths]}",
+                fix="try another --margin or --min-width, so that another plan is taken",
+            )
+        return found[0]
 
     def records(self) -> tuple[LatencyRecord, ...]:
         """All that is measured of this network on this target."""
@@ -114,7 +127,7 @@ class Solving:
 
     def _pruner(self) -> Pruner:
         if self.options.plan is not None:
-            return GivenPlan(self.model, self.skeleton, _read_plan(self.options.plan))
+            return GivenPlan(self.model, self.skeleton, read_plan(self.options.plan))
         return make_pruner(
             self.options.method,
             self.model,
@@ -137,11 +150,12 @@ class Solving:
         return trainer_of(self.context, plain)
 
 
-def _read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
+    """A plan that was decided elsewhere; MissingInputError or GroupsError if it is none."""
     again = "give a plan.json that `pipeline prune` wrote for this network"
     try:
         return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise MissingInputError(f"--plan {path}: {error}", fix=again) from error
 
 

@@ -8,7 +8,7 @@ import pytest
 from calibration.widths import Plan
 from pipeline.errors import DeployError
 from pipeline.options import PrepareOptions, PruneOptions, Share
-from pipeline.stages.solving import _read_plan, _settings
+from pipeline.stages.solving import read_plan, _settings
 
 
 def test_every_option_of_the_gates_reaches_them() -> None:
@@ -39,7 +39,7 @@ def test_a_plan_is_read_back(tmp_path: Path) -> None:
     plan = Plan("abc", {"conv1": (0, 2)})
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan.to_json()))
-    assert _read_plan(path) == plan
+    assert read_plan(path) == plan
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"schema": 1, "kept": {}}'])
@@ -48,5 +48,5 @@ def test_a_file_that_is_no_plan_is_refused_with_a_fix(tmp_path: Path, text: str 
     if text is not None:
         path.write_text(text)
     with pytest.raises(DeployError) as caught:
-        _read_plan(path)
+        read_plan(path)
     assert caught.value.fix
