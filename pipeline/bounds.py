@@ -51,10 +51,10 @@ def complaint(options: type, name: str, value: Any) -> str | None:
     Flags and TOML files are both held to this.
     """
     kind: Any = typing.get_type_hints(options)[name]
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
+    plain = without_none(kind)
+    if typing.get_origin(plain) is Literal:
+        choices = typing.get_args(plain)
         return None if value in choices else f"it is one of {', '.join(choices)}"
-    plain: Any = next((part for part in typing.get_args(kind) if part is not NoneType), kind)
     plain = getattr(plain, "__supertype__", plain)
     taken, words = _TAKEN[plain]
     # Python's True is an int, TOML's is not
@@ -70,6 +70,12 @@ def complaint(options: type, name: str, value: Any) -> str | None:
         if not holds(value, limit):
             return f"it is {said} {limit:g}"
     return None
+
+
+def without_none(kind: Any) -> Any:
+    """The type that a field has where it is set."""
+    parts = typing.get_args(kind)
+    return next(part for part in parts if part is not NoneType) if NoneType in parts else kind
 
 
 def _no_budget(text: str) -> str | None:

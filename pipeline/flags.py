@@ -6,11 +6,11 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import click
 
+from pipeline.bounds import without_none
 from pipeline.budget import Budget
 from pipeline.options import Share, complaint
 from pipeline.run import Stage
@@ -47,11 +47,9 @@ class ShareType(click.ParamType[float]):
 
 def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
     """A click option for one field: its name, type, default, bounds and help."""
-    inner = [part for part in typing.get_args(kind) if part is not NoneType]
-    if typing.get_origin(kind) is typing.Literal:
-        click_type: Any = click.Choice(typing.get_args(kind))
-    else:
-        click_type = inner[0] if inner else kind
+    click_type = without_none(kind)
+    if typing.get_origin(click_type) is typing.Literal:
+        click_type = click.Choice(typing.get_args(click_type))
     if item.name == "budget":
         click_type = BudgetType()
     elif click_type is Share:
@@ -79,11 +77,17 @@ def _flag(options: type, item: Field[Any], kind: Any) -> Callable[[Any], Any]:
 
 
 def with_options(stages: Sequence[Stage]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return with_fields([stage.options for stage in stages])
+
+
+def with_fields(classes: Sequence[type]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A flag for every field of these classes of options."""
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for stage in reversed(stages):
-            kinds = typing.get_type_hints(stage.options)
-            for item in reversed(fields(stage.options)):
-                command = _flag(stage.options, item, kinds[item.name])(command)
+        for options in reversed(classes):
+            kinds = typing.get_type_hints(options)
+            for item in reversed(fields(options)):
+                command = _flag(options, item, kinds[item.name])(command)
         return command
 
     return decorate
