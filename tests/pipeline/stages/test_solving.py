@@ -8,7 +8,7 @@ import pytest
 from calibration.widths import Plan
 from pipeline.errors import DeployError
 from pipeline.options import PrepareOptions, PruneOptions, Share
-from pipeline.stages.solving import read_plan, _settings
+from pipeline.stages.solving import _settings, read_plan
 
 
 def test_every_option_of_the_gates_reaches_them() -> None:
