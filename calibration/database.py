@@ -207,7 +207,7 @@ def _record(
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, ValueError) as error:
+    except (sqlite3.Error, ValueError, TypeError, RecursionError) as error:
         raise DatabaseError(
             f"the latency database {path.name} cannot be used: {error}",
             fix="move the file away to measure anew, or free the disk if it is full",

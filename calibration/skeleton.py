@@ -85,7 +85,8 @@ class Skeleton:
             _check_rows(groups, parameters)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise GroupsError(
-                f"groups.json is damaged: {error!r}", fix="run: pipeline trace"
+                f"groups.json is damaged: {error or type(error).__name__}",
+                fix="run: pipeline trace",
             ) from error
         return cls(data, groups, layers, parameters, (n, c, h, w))
 

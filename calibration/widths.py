@@ -54,7 +54,8 @@ class ChannelGroup:
             if len(piece.rows) != self.channels:
                 raise GroupsError(
                     f"group {self.name}: {piece.tensor} has rows for {len(piece.rows)} channels, "
-                    f"the group has {self.channels}"
+                    f"the group has {self.channels}",
+                    fix="run: pipeline trace",
                 )
 
 
@@ -107,7 +108,10 @@ class Plan:
 def _channel_indices(name: str, rows: Any) -> tuple[int, ...]:
     whole = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
     if not whole or not rows or sorted(set(rows)) != rows:
-        raise GroupsError(f"plan: channels of {name} are not sorted, unique, whole numbers")
+        raise GroupsError(
+            f"plan: channels of {name} are not sorted, unique, whole numbers",
+            fix="run: pipeline prune",
+        )
     return tuple(rows)
 
 
@@ -144,7 +148,8 @@ class ChannelGroups:
             if max(plan.kept[group.name]) >= group.channels:
                 raise GroupsError(
                     f"plan: {group.name} keeps channel {max(plan.kept[group.name])} "
-                    f"of {group.channels}"
+                    f"of {group.channels}",
+                    fix="run: pipeline prune",
                 )
 
     def dropped_rows(self, plan: Plan) -> dict[tuple[str, int], NDArray[np.int64]]:
@@ -171,7 +176,8 @@ class ChannelGroups:
             return cls(tuple(_group_from_json(item) for item in document))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise GroupsError(
-                f"groups.json is damaged: {error!r}", fix="run: pipeline trace"
+                f"groups.json is damaged: {error or type(error).__name__}",
+                fix="run: pipeline trace",
             ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MOST_SHOWN = 800  # characters of a message: a runtime may quote a whole file
+
 
 class DeployError(Exception):
     """An expected failure: what happened, and what to do next.
@@ -10,12 +12,20 @@ class DeployError(Exception):
     """
 
     def __init__(self, message: str, *, fix: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        shown = _one_line(message)
+        super().__init__(shown)
+        self.message = shown
         self.fix = fix
 
     def __str__(self) -> str:
         return f"{self.message} ({self.fix})" if self.fix else self.message
+
+
+def _one_line(message: str) -> str:
+    """Readable on any terminal: foreign texts may hold line breaks, control codes, or a lot."""
+    line = " ".join(message.split())
+    cut = line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 class TargetUnavailableError(DeployError):

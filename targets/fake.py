@@ -6,11 +6,11 @@ Every machine can test the whole pipeline with it, in no time and with a known r
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from targets.base import BuildRecord, Engine, Images, Logits, Precision, Target, TargetOptions
 from targets.errors import BuildError, EngineError
-from targets.files import write_whole
+from targets.files import REBUILD, write_whole
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
 from targets.signature import Port, Signature, check_signature
@@ -29,6 +29,7 @@ from targets.signature import Port, Signature, check_signature
 OVERHEAD_NS = 50_000  # of a call, whatever the network
 MACS_PER_NS = 20.0
 CHANNEL_BLOCK = 8
+EXPORT = "export the network again"
 FORMAT = "wgates-fake-engine-1"
 
 _Shapes = dict[str, tuple[int | None, ...]]
@@ -99,9 +100,10 @@ class FakeTarget(Target):
             serialised = base64.b64decode(record["onnx"], validate=True)
             if hashlib.sha256(serialised).hexdigest() != record["sha256"]:
                 raise ValueError("its checksum differs")
-        except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-            raise EngineError(f"{engine} is no fake engine: {error}") from error
-        return FakeEngine(onnx.load_from_string(serialised), record["latency_ns"], self)
+            latency = float(record["latency_ns"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise EngineError(f"{engine} is no fake engine: {error}", fix=REBUILD) from error
+        return FakeEngine(_checked(serialised, EngineError), latency, self)
 
     def noisy_ns(self, latency_ns: float, n: int) -> list[int]:
         """`n` draws of the latency with this target's noise, in whole ns."""
@@ -118,12 +120,14 @@ class FakeEngine(Engine):
         self._input_name = signature.input_name
         self._latency_ns = latency_ns
         self._target = target
-        self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model)
+        with _reference_faults_told():
+            self._evaluator: ReferenceEvaluator | None = ReferenceEvaluator(model)
 
     def infer_batch(self, images: Images) -> Logits:
         if self._evaluator is None:
             raise EngineError("the engine was closed")
-        (logits,) = self._evaluator.run(None, {self._input_name: images})
+        with _reference_faults_told():
+            (logits,) = self._evaluator.run(None, {self._input_name: images})
         return np.asarray(logits, dtype=np.float32)
 
     def call(self) -> None:
@@ -156,14 +160,25 @@ def signature_of(
     return check_signature(inputs, outputs, batch=batch, error=error)
 
 
-def _checked(serialised: bytes) -> onnx.ModelProto:
+@contextmanager
+def _reference_faults_told() -> Iterator[None]:
+    """ONNX's reference checks little itself: it fails wherever NumPy does."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as e:
+        raise EngineError(f"ONNX's reference cannot run the model: {e}", fix=EXPORT) from e
+
+
+def _checked(
+    serialised: bytes, error: type[BuildError | EngineError] = BuildError
+) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(serialised)
         onnx.checker.check_model(model)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
         message = " ".join(str(e).split())
-        raise BuildError(f"this is no valid ONNX model: {message}") from e
+        raise error(f"this is no valid ONNX model: {message}", fix=EXPORT) from e
 
 
 def _check_operators(model: onnx.ModelProto) -> None:

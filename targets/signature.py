@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from targets.errors import DeployError
+
+FORM = "export a network with one float32 image input and one logits output"
+MOST_NUMBERS = 1 << 31  # of an input or output; a damaged graph must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,15 @@ def check_signature(
     sink = _only("output", outputs, error)
     input_shape, output_shape = _sizes(source, error), _sizes(sink, error)
     if len(input_shape) != 4:
-        raise error(f"the input must be images (N, C, H, W), not {source}")
+        raise error(f"the input must be images (N, C, H, W), not {source}", fix=FORM)
     if len(output_shape) != 2 or output_shape[0] != input_shape[0]:
-        raise error(f"the output must be logits ({input_shape[0]}, classes), not {sink}")
+        said = f"the output must be logits ({input_shape[0]}, classes), not {sink}"
+        raise error(said, fix=FORM)
     if input_shape[0] != batch:
         fix = f"export it with batch {batch}, or choose --batch {input_shape[0]}"
         raise error(f"the model has batch {input_shape[0]}, the target batch {batch}", fix=fix)
+    if max(math.prod(input_shape), math.prod(output_shape)) > MOST_NUMBERS:
+        raise error(f"{source} or {sink} is larger than any memory", fix="export smaller images")
     n, channels, height, width = input_shape
     return Signature(source.name, sink.name, (n, channels, height, width), output_shape[1])
 
@@ -52,9 +59,9 @@ def check_signature(
 def _only(kind: str, ports: Sequence[Port], error: type[DeployError]) -> Port:
     if len(ports) != 1:
         named = ", ".join(map(str, ports)) or "none"
-        raise error(f"a model needs exactly one {kind}; this has {len(ports)}: {named}")
+        raise error(f"a model needs exactly one {kind}; this has {len(ports)}: {named}", fix=FORM)
     if not ports[0].is_float32:
-        raise error(f"the {kind} {ports[0]} must be float32")
+        raise error(f"the {kind} {ports[0]} must be float32", fix=FORM)
     return ports[0]
 
 

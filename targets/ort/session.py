@@ -14,6 +14,7 @@ import numpy as np
 
 from targets.base import Engine, Images, Logits
 from targets.errors import BuildError, DeployError, EngineError
+from targets.files import REBUILD
 from targets.samples import Samples
 from targets.signature import Port, Signature
 
@@ -139,7 +140,8 @@ def translated(error: type[DeployError], context: str, *, fix: str = "") -> Iter
         yield
     except own as refused:
         message = " ".join(str(refused).split())
-        raise error(f"{context}: {message}", fix=fix) from refused
+        otherwise = REBUILD if issubclass(error, EngineError) else ""
+        raise error(f"{context}: {message}", fix=fix or otherwise) from refused
 
 
 @contextmanager
