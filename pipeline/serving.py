@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipeline.options import CalibrateOptions, TraceOptions
 from pipeline.run import Run
 from targets import load_target
-from targets.base import Target, TargetOptions
+from targets.base import Precision, Target, TargetOptions
 from targets.errors import TargetUnavailableError
 
 SETTLED = "precision.json"  # of calibrate: the int8 form, and the nodes that stay in fp32
+# of an engine's logits against its network's, as a share of the largest logit; int8 is held to its
+# top-1 when it is built, here only to being sane
+TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1.0}
 
 
 def target_of(run: Run, *, quantizer: str | None = None) -> Target:

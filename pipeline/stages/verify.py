@@ -20,7 +20,7 @@ from pipeline.errors import ParityError
 from pipeline.export import run_onnx
 from pipeline.options import PrepareOptions, PruneOptions, TraceOptions, VerifyOptions
 from pipeline.run import Context
-from pipeline.serving import target_of
+from pipeline.serving import TOLERANCE, target_of
 from pipeline.stages.common import compact_model, data_of, plan_of, skeleton_of
 from targets.base import Precision
 from targets.blocks import BlockRun, measure_blocks
@@ -31,8 +31,6 @@ FEWEST_PROCESSES = 5  # fewer blocks make no interval
 PERCENTILES = (50, 90, 99)
 TEST_BATCH = 256
 COUNTED: Mapping[Objective, str] = {"flops": "macs", "params": "params"}  # keys of a certificate
-# of the largest logit; int8 is held to its top-1 when it is built, here only to being sane
-TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 1.0}
 
 
 @dataclass(frozen=True)
