@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pipeline.bundle_commands import COMMANDS
+from pipeline.check.command import check
 from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
 from pipeline.guard import guarded
@@ -101,6 +102,7 @@ for _stage in STAGES.values():
     main.add_command(_stage_command(_stage))
 for _command in COMMANDS:
     main.add_command(_command)
+main.add_command(check)
 
 
 @main.command()

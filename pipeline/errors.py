@@ -18,6 +18,7 @@
       ParityError                  two forms of one network give different outputs       pipeline
       BudgetUnreachableError       even the narrowest widths are too slow                pipeline
       BudgetMissedError            the verified engine is slower than the budget         pipeline
+      RegressionError              a check found the candidate worse than it may be      pipeline
       InconclusiveError            too noisy for a verdict (exit code 3)                 pipeline
       BundleError                  wrong schema, or a file's digest differs              pipeline
 """
@@ -53,6 +54,7 @@ __all__ = [
     "ModelError",
     "ParityError",
     "PredictorError",
+    "RegressionError",
     "TargetUnavailableError",
     "TrainingError",
     "loader_faults_told",
@@ -85,6 +87,10 @@ class BudgetUnreachableError(DeployError):
 
 class BudgetMissedError(DeployError):
     """The verified engine is slower than the budget."""
+
+
+class RegressionError(DeployError):
+    """A check found the candidate worse than it may be."""
 
 
 class InconclusiveError(DeployError):

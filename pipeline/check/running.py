@@ -1,0 +1,223 @@
+"""One check from files to result, and the calibration of a runner."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.budget import Budget
+from pipeline.check.boundary import Boundary
+from pipeline.check.history import Entry, accepted_level, read_history, step_notes
+from pipeline.check.latency import Effort, Limits, Told, Trial, gates_of, measure
+from pipeline.check.noise import NoiseFloor, read_floors, settled_margin, store_floor
+from pipeline.check.parity import check_parity
+from pipeline.check.result import CheckResult, Gate, Subject
+from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
+from pipeline.errors import DeployError, InconclusiveError
+from pipeline.options import CheckOptions
+from targets.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.data.base import ImageData
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for."""
+
+    candidate: Path
+    baseline: Path | None
+    options: CheckOptions
+    noise: Path
+    history: Path | None = None
+    accept: str = ""
+
+    @property
+    def effort(self) -> Effort:
+        options = self.options
+        return Effort(options.processes, options.block_seconds, 60 * options.time)
+
+
+def check(request: Request, told: Told) -> CheckResult:
+    """Parity, then latency, then accuracy: what fails at once is not timed first."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = _data(request)
+        sides = _sides(request, data, Path(folder))
+        here = sides.target.fingerprint()
+        parity, notes = check_parity(sides, request.options.parity)
+        limits, further = _limits(request, sides, here)
+        boundary = Boundary.of(request.options.processes)
+        trial, ended, seconds = measure(sides, limits, boundary, request.effort, told)
+        gates = (*gates_of(trial, ended), *parity, *_accuracy(request, sides, data))
+    result = _result(sides, trial, seconds, gates, (*notes, *further, *_moved(sides, here)))
+    return _remembered(result, request)
+
+
+def calibrate(request: Request, told: Told) -> tuple[NoiseFloor, Fingerprint]:
+    """Time the candidate against itself and keep what that says about this runner."""
+    boundary = Boundary.of(request.options.processes)
+    with tempfile.TemporaryDirectory() as folder:
+        alone = _sides(request, _data(request), Path(folder))
+        twice = Sides(alone.target, alone.candidate, alone.candidate)
+        limits = Limits(percentile=_percentile(request, twice))
+        trial, _, seconds = measure(twice, limits, boundary, request.effort, told)
+    processes = trial.blocks.processes
+    if processes < boundary.fewest:
+        raise InconclusiveError(
+            f"{processes} of at least {boundary.fewest} processes ran in the time",
+            fix="raise --time, or lower --block-seconds",
+        )
+    floor = NoiseFloor.of(
+        trial.log_ratios(),
+        boundary,
+        at=_now(),
+        engine=twice.candidate.name,
+        seconds_per_process=seconds / processes,
+    )
+    store_floor(request.noise, trial.blocks.fingerprint.digest(), floor)
+    return floor, trial.blocks.fingerprint
+
+
+def _data(request: Request) -> ImageData | None:
+    if request.options.data is None:
+        return None
+    from pipeline.check.accuracy import open_data  # torch
+
+    return open_data(request.options.data, image_size_of(request.candidate))
+
+
+def _sides(request: Request, data: ImageData | None, folder: Path) -> Sides:
+    batches: tuple[Any, ...] = ()
+    if data is not None:
+        from pipeline.check.accuracy import range_batches
+
+        batches = range_batches(data)
+    options = request.options
+    wish = BuildWish(options.target, options.threads, folder, batches)
+    return open_sides(request.candidate, request.baseline, wish)
+
+
+def _accuracy(request: Request, sides: Sides, data: ImageData | None) -> tuple[Gate, ...]:
+    if data is None:
+        return ()
+    from pipeline.check.accuracy import check_accuracy
+
+    return (check_accuracy(sides, data, request.options.accuracy_loss),)
+
+
+def _limits(request: Request, sides: Sides, here: Fingerprint) -> tuple[Limits, tuple[str, ...]]:
+    """What the latency may be, and notes on how that came about."""
+    percentile = _percentile(request, sides)
+    budget_ms, notes = _budget_ms(request, sides.candidate, here)
+    slowdown = None
+    if sides.baseline is not None:
+        floor = read_floors(request.noise).get(here.digest())
+        margin, raised = settled_margin(request.options.margin, floor)
+        series = (sides.baseline.sha256, here.digest(), f"p{percentile}")
+        accepted, told = accepted_level(read_history(request.history), series)
+        slowdown = (1 + accepted) * (1 + margin) - 1
+        notes = (*notes, *filter(None, (raised, told)))
+    elif budget_ms is None:
+        raise DeployError(
+            "there is nothing to hold the candidate against", fix="give --against or --budget"
+        )
+    return Limits(slowdown, budget_ms, percentile), notes
+
+
+def _percentile(request: Request, sides: Sides) -> int:
+    certificate = sides.candidate.certificate or {}
+    asked = request.options.percentile or certificate.get("percentile", "p50")
+    return int(str(asked).removeprefix("p"))
+
+
+def _budget_ms(
+    request: Request, candidate: Side, here: Fingerprint
+) -> tuple[float | None, tuple[str, ...]]:
+    """The budget asked for, or the certificate's where it means something on this machine."""
+    if request.options.budget is not None:
+        budget = Budget.parse(request.options.budget)
+        if budget.unit != "ms":
+            raise DeployError(f"the budget {budget} is no latency", fix="write it as 4.0ms")
+        return budget.value, ()
+    stated = _stated_budget(candidate.certificate or {})
+    if stated is None:
+        return None, ()
+    budget, budget_ms = stated
+    if budget.unit == "ms":
+        return budget_ms, (f"the budget is the bundle's own, {budget}",)
+    if candidate.certified_elsewhere(here):
+        return None, (f"the bundle's budget, {budget} of dense, was settled on another set-up",)
+    return budget_ms, (f"the budget is the bundle's own, {budget} of dense",)
+
+
+def _stated_budget(certificate: Mapping[str, Any]) -> tuple[Budget, float] | None:
+    """The budget of a certificate that is one of latency, and what it came to in ms."""
+    budget_ms = certificate.get("budget_ms")
+    if not isinstance(budget_ms, (int, float)):
+        return None
+    try:
+        return Budget.parse(str(certificate.get("budget"))), float(budget_ms)
+    except ValueError as error:
+        raise DeployError(f"the certificate's budget: {error}", fix="give --budget") from error
+
+
+def _moved(sides: Sides, here: Fingerprint) -> tuple[str, ...]:
+    """Where a bundle's certificate was measured elsewhere: its latencies are not used."""
+    named = {"candidate": sides.candidate, "baseline": sides.baseline}
+    return tuple(
+        f"{name}: measured here anew, certified on another set-up ({'; '.join(differences)})"
+        for name, side in named.items()
+        if side is not None and (differences := side.certified_elsewhere(here))
+    )
+
+
+def _result(
+    sides: Sides,
+    trial: Trial,
+    seconds: float,
+    gates: tuple[Gate, ...],
+    notes: tuple[str, ...],
+) -> CheckResult:
+    def subject(name: str, side: Side) -> Subject:
+        return Subject(side.name, side.sha256, trial.latency(name))
+
+    fingerprint = trial.blocks.fingerprint
+    return CheckResult(
+        at=_now(),
+        target=sides.target.name,
+        fingerprint=fingerprint.to_json(),
+        fingerprint_sha256=fingerprint.digest(),
+        percentile=f"p{trial.limits.percentile}",
+        confidence=trial.boundary.confidence,
+        processes=trial.blocks.processes,
+        seconds=seconds,
+        candidate=subject("candidate", sides.candidate),
+        baseline=None if sides.baseline is None else subject("baseline", sides.baseline),
+        gates=gates,
+        doubts=trial.blocks.doubts(),
+        notes=notes,
+    )
+
+
+def _remembered(result: CheckResult, request: Request) -> CheckResult:
+    """The same result, accepted if the user says so, with what the history adds."""
+    gate = result.gate("slowdown")
+    notes = list(result.notes)
+    accepted = ""
+    if request.accept:
+        if gate is not None and gate.verdict == "regression":
+            accepted = request.accept
+        else:
+            notes.append("there was no slowdown to accept")
+    entry = Entry.of(replace(result, accepted=accepted))
+    if request.history is not None:
+        notes += step_notes([*read_history(request.history), entry])
+    return replace(result, accepted=accepted, notes=tuple(notes))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
