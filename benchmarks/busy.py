@@ -7,8 +7,11 @@ python -m benchmarks.busy bursts 0 1        # core 0 or 1 at random, 50-500 ms o
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -26,6 +29,22 @@ def main() -> None:
         _multiply(generator.uniform(*BURST_S))
         if kind == "bursts":
             time.sleep(generator.uniform(*BURST_S))
+
+
+@contextmanager
+def neighbour(arguments: Sequence[str]) -> Iterator[None]:
+    """Such a process meanwhile; none without arguments."""
+    if not arguments:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.busy", *arguments]) as busy:
+        try:
+            time.sleep(1.0)  # it starts up
+            yield
+            if busy.poll() is not None:
+                raise SystemExit("the busy process ended early")
+        finally:
+            busy.kill()
 
 
 def _multiply(seconds: float) -> None:

@@ -14,8 +14,11 @@ from targets.base import TargetOptions
 CLASSES = 10
 
 
-def small_cnn(width: int, *, size: int, batch: int = 1) -> bytes:
-    """Five 3x3 convolutions of up to 2 * `width` channels on (batch, 3, size, size) images."""
+def small_cnn(width: int, *, size: int, batch: int = 1, extra: int = 0) -> bytes:
+    """Five 3x3 convolutions of up to 2 * `width` channels on (batch, 3, size, size) images.
+
+    With `extra` channels, two 1x1 convolutions follow: to that many, and back.
+    """
     generator = np.random.default_rng(0)
     nodes, weights = [], []
 
@@ -29,12 +32,13 @@ def small_cnn(width: int, *, size: int, batch: int = 1) -> bytes:
         nodes.append(helper.make_node(operator, inputs, [sink], **given))
 
     channels, source = 3, "images"
-    for index, (wanted, stride) in enumerate(
-        [(32, 1), (width, 2), (width, 1), (2 * width, 2), (2 * width, 1)]
-    ):
+    sizes = [(32, 1, 3), (width, 2, 3), (width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3)]
+    if extra:
+        sizes += [(extra, 1, 1), (2 * width, 1, 1)]
+    for index, (wanted, stride, kernel) in enumerate(sizes):
         conv, relu = f"conv{index}", f"relu{index}"
-        shape = (wanted, channels, 3, 3)
-        layer("Conv", source, conv, shape, pads=[1] * 4, strides=[stride] * 2)
+        shape = (wanted, channels, kernel, kernel)
+        layer("Conv", source, conv, shape, pads=[kernel // 2] * 4, strides=[stride] * 2)
         nodes.append(helper.make_node("Relu", [conv], [relu]))
         channels, source = wanted, relu
     nodes.append(helper.make_node("GlobalAveragePool", [source], ["pooled"]))

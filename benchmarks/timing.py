@@ -16,15 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.busy import neighbour
 from benchmarks.common import environment, write_result
 from benchmarks.networks import build, small_cnn
 from targets.base import TargetOptions
@@ -131,7 +130,7 @@ def _trials(
         *(str(engines["anchor"]), "--core", str(CORE), "--precision", str(options.precision)),
     ]
     found = []
-    with _neighbour(BUSY[condition]):
+    with neighbour(BUSY[condition]):
         for _ in range(options.trials):
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append(json.loads(done.stdout))
@@ -144,22 +143,6 @@ def _progress(condition: str, found: Sequence[dict[str, Any]]) -> None:
     ratios = [trial["ratios"]["wgates"] for trial in found]
     low, median, high = np.quantile(ratios, (0.05, 0.5, 0.95))
     print(f"{condition}: {len(found)} trials, {median:.4f} ({low:.4f} to {high:.4f})", flush=True)
-
-
-@contextmanager
-def _neighbour(arguments: Sequence[str]) -> Iterator[None]:
-    """A busy process meanwhile; none without arguments."""
-    if not arguments:
-        yield
-        return
-    with subprocess.Popen([sys.executable, "-m", "benchmarks.busy", *arguments]) as busy:
-        try:
-            time.sleep(1.0)  # it starts up
-            yield
-            if busy.poll() is not None:
-                raise SystemExit("the busy process ended early")
-        finally:
-            busy.kill()
 
 
 def _write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pipeline.options import CheckOptions
 if TYPE_CHECKING:
     from pipeline.check.result import CheckResult
     from pipeline.check.running import Request
+    from targets.blocks import BlockRun
 
 _path = click.Path(exists=True, path_type=Path)
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -30,8 +31,9 @@ class Outputs:
     summary: Path | None
     badge: Path | None
     history: Path | None
+    samples: Path | None
 
-    def write(self, result: CheckResult) -> None:
+    def write(self, result: CheckResult, blocks: BlockRun) -> None:
         from pipeline.check.history import Entry, append_history
         from pipeline.check.outputs import append_markdown, junit, write_badge
         from pipeline.files import write_atomically
@@ -44,6 +46,8 @@ class Outputs:
             append_markdown(self.summary, result)
         if self.badge is not None:
             write_badge(self.badge, result)
+        if self.samples is not None:
+            write_atomically(self.samples, json.dumps(blocks.to_json()).encode())
 
 
 @click.command()
@@ -66,6 +70,7 @@ class Outputs:
     help="Markdown to append  [default: $GITHUB_STEP_SUMMARY, where it is set]",
 )
 @click.option("--badge", type=_file, help="badge to write: .svg, or .json for shields.io")
+@click.option("--samples", type=_file, help="JSON of every timed call to write")
 @click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 def check(
     candidate: Path, baseline: Path | None, calibrate: bool, as_json: bool, **flags: Any
@@ -78,7 +83,7 @@ def check(
     A slowdown within the margin is called a regression in at most 0.5 % of all checks, and one
     beyond it passes in at most 0.5 %, however often the check looks.
     """
-    outputs = Outputs(*(flags.pop(name) for name in ("junit", "summary", "badge", "history")))
+    outputs = Outputs(**{item.name: flags.pop(item.name) for item in fields(Outputs)})
     noise, accept = flags.pop("noise"), (flags.pop("accept") or "").strip()
     if accept and outputs.history is None:
         raise click.UsageError("--accept needs --history: what is accepted is remembered there")
@@ -107,8 +112,8 @@ def _check(request: Request, outputs: Outputs, as_json: bool) -> None:
     from pipeline.console import Console
 
     with Console(quiet=as_json) as console:
-        result = run_check(request, console)
-    outputs.write(result)
+        result, blocks = run_check(request, console)
+    outputs.write(result, blocks)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:

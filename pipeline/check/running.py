@@ -19,6 +19,7 @@ from pipeline.check.result import CheckResult, Gate, Subject
 from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
 from pipeline.errors import DeployError, InconclusiveError
 from pipeline.options import CheckOptions
+from targets.blocks import BlockRun
 from targets.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ class Request:
         return Effort(options.processes, options.block_seconds, 60 * options.time)
 
 
-def check(request: Request, told: Told) -> CheckResult:
-    """Parity, then latency, then accuracy: what fails at once is not timed first."""
+def check(request: Request, told: Told) -> tuple[CheckResult, BlockRun]:
+    """Parity, then latency, then accuracy: what fails at once is not timed first.
+
+    Returns the result, and every timed call behind it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         data = _data(request)
         sides = _sides(request, data, Path(folder))
@@ -54,7 +58,7 @@ def check(request: Request, told: Told) -> CheckResult:
         trial, ended, seconds = measure(sides, limits, boundary, request.effort, told)
         gates = (*gates_of(trial, ended), *parity, *_accuracy(request, sides, data))
     result = _result(sides, trial, seconds, gates, (*notes, *further, *_moved(sides, here)))
-    return _remembered(result, request)
+    return _remembered(result, request), trial.blocks
 
 
 def calibrate(request: Request, told: Told) -> tuple[NoiseFloor, Fingerprint]:
