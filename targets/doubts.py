@@ -32,7 +32,12 @@ def doubts_of(samples: Samples) -> tuple[str, ...]:
     """Every reason to distrust these samples; empty if none."""
     if not len(samples):
         return ("there are no samples",)
-    return (*_host_doubts(samples), *_gpu_doubts(samples), *_shape_doubts(samples))
+    return (*disturbances_of(samples), *_shape_doubts(samples))
+
+
+def disturbances_of(samples: Samples) -> tuple[str, ...]:
+    """What kept these calls from the machine, as far as it was recorded."""
+    return (*_host_doubts(samples), *_gpu_doubts(samples))
 
 
 def _host_doubts(samples: Samples) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pipeline.check.sides import Sides
 from pipeline.errors import FingerprintError, InconclusiveError
 from pipeline.report.numbers import ms
 from targets.blocks import BlockRun, measure_blocks
+from targets.doubts import disturbances_of
 from targets.samples import Samples
 from targets.statistics import percentile_of
 
@@ -206,7 +207,9 @@ def _cause(
 def _disturbances(blocks: BlockRun) -> list[str]:
     """What was wrong with the calls themselves, by engine."""
     pooled = {name: Samples.concatenate(of) for name, of in blocks.blocks.items()}
-    return [f"{name}: {doubt}" for name, samples in pooled.items() for doubt in samples.doubts()]
+    return [
+        f"{name}: {doubt}" for name, samples in pooled.items() for doubt in disturbances_of(samples)
+    ]
 
 
 def _note(trial: Trial) -> str:
