@@ -107,6 +107,7 @@ def _stretches(pool: int, n: int, generator: np.random.Generator) -> NDArray[np.
 SPREAD = 0.01  # of a process's log ratio, beside the noise of its calls
 CALL_NOISE, CALLS = 0.02, 15  # a block's median errs as that of 150 calls with 6 % would
 CENTRE_DRAWS = 100_000
+TARGET_SEED = 1_000_000  # its stream must not be that of the effects
 BASE_NS = 2_000_000
 
 Law = Callable[[np.random.Generator, int], NDArray[np.float64]]  # (generator, n) -> (n,) effects
@@ -152,7 +153,7 @@ def monte_carlo(checks: int, most: int) -> dict[str, Any]:
 
 def _simulated(law: Law, slowdown: float, checks: int, most: int, seed: int) -> Tally:
     generator = np.random.default_rng(seed)
-    target = FakeTarget(TargetOptions(threads=1), noise=CALL_NOISE, seed=seed)
+    target = FakeTarget(TargetOptions(threads=1), noise=CALL_NOISE, seed=TARGET_SEED + seed)
     boundary, tally = Boundary.of(most), Tally()
     centre = _centre(law)
     for _ in range(checks):

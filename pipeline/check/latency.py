@@ -207,9 +207,7 @@ def _cause(
 def _disturbances(blocks: BlockRun) -> list[str]:
     """What was wrong with the calls themselves, by engine."""
     pooled = {name: Samples.concatenate(of) for name, of in blocks.blocks.items()}
-    return [
-        f"{name}: {doubt}" for name, samples in pooled.items() for doubt in disturbances_of(samples)
-    ]
+    return [f"{name}: {doubt}" for name, of in pooled.items() for doubt in disturbances_of(of)]
 
 
 def _note(trial: Trial) -> str:

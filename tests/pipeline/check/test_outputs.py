@@ -18,7 +18,7 @@ from pipeline.check.outputs import (
     words,
     write_badge,
 )
-from pipeline.check.result import CheckResult, Subject, worst
+from pipeline.check.result import CheckResult, Gate, Subject, worst
 
 from .conftest import LEVEL, OPEN, SLOWER, result_of
 
@@ -35,7 +35,7 @@ def test_acceptance_takes_a_slowdown_and_nothing_else() -> None:
     taken = result_of(SLOWER, accepted="new head")
     assert (taken.found, taken.verdict, words(taken)) == ("regression", "pass", "pass (accepted)")
     assert result_of(SLOWER, OPEN, accepted="new head").verdict == "inconclusive"
-    worse = LEVEL.__class__("accuracy", "regression", "x", "y", 0.1, None)
+    worse = Gate("accuracy", "regression", "x", "y", 0.1, None)
     assert result_of(SLOWER, worse, accepted="new head").verdict == "regression"
 
 
@@ -50,9 +50,8 @@ def cases_of(result: CheckResult) -> tuple[ElementTree.Element, dict[str, list[s
 
 
 def test_junit_has_a_case_for_each_gate() -> None:
-    suite, cases = cases_of(
-        result_of(SLOWER, OPEN, LEVEL.__class__("parity", *["pass"] * 3, 0, None))
-    )
+    parity = Gate("parity", "pass", "1e-6", "at most 1e-3", 1e-6, None)
+    suite, cases = cases_of(result_of(SLOWER, OPEN, parity))
     assert cases == {"slowdown": ["failure"], "budget": ["skipped"], "parity": []}
     counts = {name: suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "3", "failures": "1", "errors": "0", "skipped": "1"}
@@ -94,8 +93,8 @@ def test_markdown_is_a_table_of_the_gates(tmp_path: Path) -> None:
     ("gate", "colour", "shields"),
     [(LEVEL, "pass", "brightgreen"), (SLOWER, "regression", "red")],
 )
-def test_badges(gate: object, colour: str, shields: str) -> None:
-    result = result_of(gate)  # type: ignore[arg-type]
+def test_badges(gate: Gate, colour: str, shields: str) -> None:
+    result = result_of(gate)
     svg = badge(result, endpoint=False).decode()
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert COLOURS[colour] in svg
