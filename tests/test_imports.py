@@ -123,7 +123,7 @@ def test_calibration_imports_without_torch_except_what_is_differentiated() -> No
     assert set(failed_imports(TORCH, modules)) == differentiated
 
 
-@pytest.mark.parametrize("command", ["--help", "run --help", "targets"])
+@pytest.mark.parametrize("command", ["--help", "run --help", "check --help", "targets"])
 def test_command_starts_without_torch_installed(command: str) -> None:
     output = run_without(TORCH, CALL_COMMAND, *command.split())
     printed, _, imported = output.rpartition("imported:")
@@ -136,6 +136,7 @@ def test_command_starts_without_torch_installed(command: str) -> None:
     [
         ("--help", {"torch", "onnxruntime", "plotly", "scipy"}),
         ("run --help", {"torch", "onnxruntime", "plotly", "scipy"}),
+        ("check --help", {"torch", "onnxruntime", "plotly", "scipy"}),
         ("targets", {"torch", "plotly"}),
     ],
 )

@@ -57,13 +57,13 @@ def check_accuracy(sides: Sides, data: ImageData, allowed: float) -> Gate:
 
 
 def paired_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, float]:
-    """99 % interval of the loss of right answers, paired by image: Agresti and Min's (2005)."""
-    # half a discordant pair of each kind more keeps it honest where there are few
-    lost = int((before & ~after).sum()) + 0.5
-    won = int((after & ~before).sum()) + 0.5
-    n = len(before) + 2.0
-    loss = (lost - won) / n
-    half = Z99 * math.sqrt(max(0.0, lost + won - (lost - won) ** 2 / n)) / n
+    """99 % interval of the loss of right answers, paired by image: Bonett and Price's (2012)."""
+    n = len(before) + 2
+    # one more image of each kind keeps it honest where there are few
+    lost = (int((before & ~after).sum()) + 1) / n
+    won = (int((after & ~before).sum()) + 1) / n
+    loss = lost - won
+    half = Z99 * math.sqrt((lost + won - loss**2) / n)
     return max(-1.0, loss - half), min(1.0, loss + half)
 
 
