@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.readme_calibration import calibration
 from pipeline.report import summary_rows
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,7 @@ def render(text: str) -> str:
         ("demo", ("demo.json",), _demo),
         ("int8", ("int8.json", "openvino-int8.json"), _int8),
         ("timing", ("timing.json", "judges.json"), _timing),
+        ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("cifar10", ("cifar10-resnet20.json",), _cifar10),
     ):
         body = table(*(json.loads((RESULTS / file).read_text("utf-8")) for file in files))
