@@ -36,8 +36,12 @@ class Outputs:
     def write(self, result: CheckResult, blocks: BlockRun) -> None:
         from pipeline.check.history import Entry, append_history
         from pipeline.check.outputs import append_markdown, junit, write_badge
-        from pipeline.files import write_atomically
+        from pipeline.files import disk_faults_told, write_atomically
 
+        for item in fields(self):
+            if (path := getattr(self, item.name)) is not None:
+                with disk_faults_told(f"cannot write {path.name}", path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
         if self.history is not None:
             append_history(self.history, Entry.of(result))
         if self.junit is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,12 @@ from pipeline.check.noise import NoiseFloor, read_floors, settled_margin, store_
 from pipeline.check.parity import check_parity
 from pipeline.check.result import CheckResult, Gate, Subject
 from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
-from pipeline.errors import DeployError, InconclusiveError
+from pipeline.errors import BundleError, DeployError, InconclusiveError
 from pipeline.options import CheckOptions
 from targets.blocks import BlockRun
 from targets.fingerprint import Fingerprint
+
+PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
 
 if TYPE_CHECKING:
     from pipeline.data.base import ImageData
@@ -48,17 +51,18 @@ def check(request: Request, told: Told) -> tuple[CheckResult, BlockRun]:
 
     Returns the result, and every timed call behind it.
     """
+    past = read_history(request.history)
     with tempfile.TemporaryDirectory() as folder:
         data = _data(request)
         sides = _sides(request, data, Path(folder))
         here = sides.target.fingerprint()
         parity, notes = check_parity(sides, request.options.parity)
-        limits, further = _limits(request, sides, here)
+        limits, further = _limits(request, past, sides, here)
         boundary = Boundary.of(request.options.processes)
         trial, ended, seconds = measure(sides, limits, boundary, request.effort, told)
         gates = (*gates_of(trial, ended), *parity, *_accuracy(request, sides, data))
     result = _result(sides, trial, seconds, gates, (*notes, *further, *_moved(sides, here)))
-    return _remembered(result, request), trial.blocks
+    return _remembered(result, request, past), trial.blocks
 
 
 def calibrate(request: Request, told: Told) -> tuple[NoiseFloor, Fingerprint]:
@@ -113,7 +117,9 @@ def _accuracy(request: Request, sides: Sides, data: ImageData | None) -> tuple[G
     return (check_accuracy(sides, data, request.options.accuracy_loss),)
 
 
-def _limits(request: Request, sides: Sides, here: Fingerprint) -> tuple[Limits, tuple[str, ...]]:
+def _limits(
+    request: Request, past: Sequence[Entry], sides: Sides, here: Fingerprint
+) -> tuple[Limits, tuple[str, ...]]:
     """What the latency may be, and notes on how that came about."""
     percentile = _percentile(request, sides)
     budget_ms, notes = _budget_ms(request, sides.candidate, here)
@@ -122,7 +128,7 @@ def _limits(request: Request, sides: Sides, here: Fingerprint) -> tuple[Limits, 
         floor = read_floors(request.noise).get(here.digest())
         margin, raised = settled_margin(request.options.margin, floor)
         series = (sides.baseline.sha256, here.digest(), f"p{percentile}")
-        accepted, told = accepted_level(read_history(request.history), series)
+        accepted, told = accepted_level(past, series)
         slowdown = (1 + accepted) * (1 + margin) - 1
         notes = (*notes, *filter(None, (raised, told)))
     elif budget_ms is None:
@@ -135,7 +141,9 @@ def _limits(request: Request, sides: Sides, here: Fingerprint) -> tuple[Limits, 
 def _percentile(request: Request, sides: Sides) -> int:
     certificate = sides.candidate.certificate or {}
     asked = request.options.percentile or certificate.get("percentile", "p50")
-    return int(str(asked).removeprefix("p"))
+    if not isinstance(asked, str) or asked not in PERCENTILES:
+        raise BundleError("the certificate's percentile is none", fix="give --percentile")
+    return PERCENTILES[asked]
 
 
 def _budget_ms(
@@ -161,12 +169,15 @@ def _budget_ms(
 def _stated_budget(certificate: Mapping[str, Any]) -> tuple[Budget, float] | None:
     """The budget of a certificate that is one of latency, and what it came to in ms."""
     budget_ms = certificate.get("budget_ms")
-    if not isinstance(budget_ms, (int, float)):
+    if budget_ms is None:
         return None
     try:
-        return Budget.parse(str(certificate.get("budget"))), float(budget_ms)
+        budget = Budget.parse(str(certificate.get("budget")))
     except ValueError as error:
-        raise DeployError(f"the certificate's budget: {error}", fix="give --budget") from error
+        raise BundleError(f"the certificate's budget: {error}", fix="give --budget") from error
+    if type(budget_ms) not in (int, float) or not 0 < budget_ms < math.inf:
+        raise BundleError("the certificate's budget_ms is no latency", fix="give --budget")
+    return budget, float(budget_ms)
 
 
 def _moved(sides: Sides, here: Fingerprint) -> tuple[str, ...]:
@@ -207,7 +218,7 @@ def _result(
     )
 
 
-def _remembered(result: CheckResult, request: Request) -> CheckResult:
+def _remembered(result: CheckResult, request: Request, past: Sequence[Entry]) -> CheckResult:
     """The same result, accepted if the user says so, with what the history adds."""
     gate = result.gate("slowdown")
     notes = list(result.notes)
@@ -219,7 +230,7 @@ def _remembered(result: CheckResult, request: Request) -> CheckResult:
             notes.append("there was no slowdown to accept")
     entry = Entry.of(replace(result, accepted=accepted))
     if request.history is not None:
-        notes += step_notes([*read_history(request.history), entry])
+        notes += step_notes([*past, entry])
     return replace(result, accepted=accepted, notes=tuple(notes))
 
 

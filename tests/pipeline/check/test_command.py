@@ -82,7 +82,7 @@ def test_all_outputs_are_written(
     measured(noisy(1.0, 0.003))
     summary = tmp_path / "step.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    files = {name: tmp_path / f"out.{name}" for name in ("junit", "badge", "history")}
+    files = {name: tmp_path / "new" / f"out.{name}" for name in ("junit", "badge", "history")}
     flags = [part for name, path in files.items() for part in (f"--{name}", path)]
     for count in (1, 2):
         assert run("same", "--against", "base", *flags).exit_code == 0
@@ -153,6 +153,36 @@ def test_a_relative_budget_counts_where_it_was_settled_only(
     assert beside.exit_code == 0
     assert "the bundle's budget, 0.6x of dense, was settled on another set-up" in beside.stdout
     assert "candidate: measured here anew, certified on another set-up (device" in beside.stdout
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [
+        b'{"schema": 1, "budget": "1ms", "budget_ms": 1.0, "percentile": "p98"}',
+        b'{"schema": 1, "budget": "1ms", "budget_ms": 1.0, "percentile": ["p50"]}',
+        b'{"schema": 1, "budget": "1ms", "budget_ms": -1, "percentile": "p50"}',
+        b'{"schema": 1, "budget": "1ms", "budget_ms": 1e999, "percentile": "p50"}',
+        b'{"schema": 1, "budget": "1ms", "budget_ms": true, "percentile": "p50"}',
+        b'{"schema": 1, "budget": {}, "budget_ms": 1.0, "percentile": "p50"}',
+    ],
+)
+def test_a_certificate_that_makes_no_sense_is_refused(
+    run: Run, tmp_path: Path, certificate: bytes
+) -> None:
+    result = run(bundle_of(tmp_path / "bundle", certificate=certificate))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the certificate's ")
+
+
+def test_a_damaged_history_is_refused_before_anything_is_timed(
+    run: Run, measured: Script, tmp_path: Path
+) -> None:
+    (tmp_path / "h").write_text("no json")
+    targets = measured(noisy(1.0, 0.003))
+    result = run("same", "--budget", "9ms", "--history", tmp_path / "h")
+    assert result.exit_code == 1
+    assert "line 1 of h is damaged" in result.stderr
+    assert targets == []
 
 
 @pytest.mark.parametrize(

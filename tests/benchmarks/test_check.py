@@ -1,0 +1,83 @@
+"""The benchmark of `pipeline check`: replayed order, rivals, and what counts as found."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import check, check_replay
+from benchmarks.check_replay import decide, monte_carlo, replay
+from benchmarks.check_rivals import Block, alarms
+from pipeline.check.boundary import Boundary
+from targets.samples import Samples
+
+
+def block(median_ms: float, *, spread: float = 0.01, calls: int = 100) -> Block:
+    return Block(median_ms, median_ms, median_ms, (spread * median_ms) ** 2, calls, 0.0)
+
+
+def pool(ratio: float, seed: int, n: int = 60) -> list[Block]:
+    drawn = np.random.default_rng(seed).standard_normal(n)
+    return [block(2.0 * ratio * math.exp(0.004 * value)) for value in drawn]
+
+
+def test_a_block_keeps_what_the_gates_need() -> None:
+    wall_ns = np.array([1_000_000, 2_000_000, 3_000_000, 90_000_000])
+    made = Block.of(Samples(wall_ns, wall_ns, np.array([0, 0, 0, 1])))
+    assert (made.clean_median_ms, made.median_ms, made.mean_ms) == (2.0, 2.5, 24.0)
+    assert (made.calls, made.disturbed) == (4, 0.25)
+
+
+def test_rivals_alarm_by_their_own_rules() -> None:
+    base = [block(2.0)] * 10
+    assert alarms(base, base) == dict.fromkeys(alarms(base, base), False)
+    slightly, more, most = ([block(2.0 * ratio)] * 10 for ratio in (1.01, 1.06, 1.11))
+    assert list(alarms(slightly, base).values()) == [False, True, False]
+    assert list(alarms(more, base).values()) == [True, True, False]
+    assert list(alarms(most, base).values()) == [True, True, True]
+
+
+def test_replay_keeps_the_recorded_order_in_stretches() -> None:
+    order = check_replay._stretches(50, 400, np.random.default_rng(0))
+    followed = np.diff(order) % 50 == 1
+    assert 0.9 < followed.mean() < 0.99
+    assert set(order) == set(range(50))
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "pass"), (1.06, "regression")])
+def test_replayed_checks_find_what_is_there(ratio: float, verdict: str) -> None:
+    found = replay(pool(ratio, 0), pool(1.0, 1), checks=50, most=40, seed=0)
+    assert found["checks"] == 50
+    assert found["shares"][verdict] == 1.0
+    assert found["mean_processes"] < 20
+    assert len(found["rival_alarms"]) == 6
+
+
+def test_a_decision_stops_at_the_first_look_that_tells() -> None:
+    boundary = Boundary.of(40)
+    assert decide(iter([0.0] * 40), boundary) == ("pass", boundary.fewest)
+    assert decide(iter([1.0] * 40), boundary) == ("regression", boundary.fewest)
+    assert decide(iter([0.0, 1.0] * 20), boundary) == ("inconclusive", 40)
+
+
+def test_monte_carlo_states_its_goals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_replay, "SLOWDOWNS", (0.0, 0.05, 0.10))
+    found = monte_carlo(20, 40)
+    assert found["goals"] == dict.fromkeys(found["goals"], True)
+    wrong = {law: dict(cases) for law, cases in found["laws"].items()}
+    wrong["normal"]["0.0%"] = wrong["normal"]["10.0%"]
+    assert check_replay._kept(wrong)["false alarms"] is False
+
+
+def test_live_goals_are_those_of_the_issue() -> None:
+    assert check._goals({"A/A": 0.01, "5%": 0.95, "10%": 0.99}) == {
+        "false alarms": True,
+        "5%": True,
+        "10%": True,
+    }
+    assert not any(check._goals({"A/A": 0.02, "5%": 0.94, "10%": 0.98}).values())
+    wanted = list(check._wanted(None))
+    assert len(wanted) == len(set(wanted)) == 140
+    assert sum(condition == "noisy" for _, condition, _ in wanted) == 70
