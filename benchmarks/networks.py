@@ -17,7 +17,7 @@ CLASSES = 10
 def small_cnn(width: int, *, size: int, batch: int = 1, extra: int = 0) -> bytes:
     """Five 3x3 convolutions of up to 2 * `width` channels on (batch, 3, size, size) images.
 
-    With `extra` channels, two 1x1 convolutions follow: to that many, and back.
+    With `extra` channels, a 1x1 convolution to that many follows.
     """
     generator = np.random.default_rng(0)
     nodes, weights = [], []
@@ -34,7 +34,7 @@ def small_cnn(width: int, *, size: int, batch: int = 1, extra: int = 0) -> bytes
     channels, source = 3, "images"
     sizes = [(32, 1, 3), (width, 2, 3), (width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3)]
     if extra:
-        sizes += [(extra, 1, 1), (2 * width, 1, 1)]
+        sizes.append((extra, 1, 1))
     for index, (wanted, stride, kernel) in enumerate(sizes):
         conv, relu = f"conv{index}", f"relu{index}"
         shape = (wanted, channels, kernel, kernel)
