@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,11 @@ _file = click.Path(dir_okay=False, path_type=Path)
 class Outputs:
     """Files to write beside what is printed."""
 
-    junit: Path | None
-    summary: Path | None
-    badge: Path | None
-    history: Path | None
-    samples: Path | None
+    junit: Path | None = None
+    summary: Path | None = None
+    badge: Path | None = None
+    history: Path | None = None
+    samples: Path | None = None
 
     def write(self, result: CheckResult, blocks: BlockRun) -> None:
         from pipeline.check.history import Entry, append_history
@@ -91,8 +91,10 @@ def check(
     noise, accept = flags.pop("noise"), (flags.pop("accept") or "").strip()
     if accept and outputs.history is None:
         raise click.UsageError("--accept needs --history: what is accepted is remembered there")
-    if calibrate and (baseline or accept):
+    if calibrate and (baseline or accept or replace(outputs, summary=None) != Outputs()):
         raise click.UsageError("--calibrate takes one engine, and judges nothing")
+    if baseline is None and (flags["margin"] is not None or flags["parity"] is not None):
+        raise click.UsageError("--margin and --parity need --against: they bound a difference")
 
     def work() -> None:
         from pipeline.check.noise import noise_file

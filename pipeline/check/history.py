@@ -67,6 +67,10 @@ class Entry:
         """The inverse of `vars`; ValueError for anything else."""
         if not isinstance(record, dict) or set(record) != _KEYS:
             raise ValueError("it lacks fields, or has unknown ones")
+        for name in _KEYS - {"candidate_ms", "slowdown"}:
+            absent = name in ("baseline", "baseline_sha256") and record[name] is None
+            if not absent and not isinstance(record[name], str):
+                raise ValueError(f"{name} is no text")
         if not _is_positive(record["candidate_ms"]):
             raise ValueError("candidate_ms is no latency")
         slowdown = record["slowdown"]

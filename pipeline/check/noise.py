@@ -70,6 +70,8 @@ class NoiseFloor:
             for value in (*record["log_ratios"], *numbers)
         ):
             raise ValueError("an entry holds what is no number")
+        if not isinstance(record["at"], str) or not isinstance(record["engine"], str):
+            raise ValueError("an entry holds what is no text")
         return cls(**(record | {"log_ratios": tuple(record["log_ratios"])}))
 
 

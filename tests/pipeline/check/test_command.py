@@ -190,6 +190,9 @@ def test_a_damaged_history_is_refused_before_anything_is_timed(
     [
         ("--accept", "x"),
         ("--calibrate", "--against", "base"),
+        ("--calibrate", "--junit", "x"),
+        ("--budget", "1ms", "--margin", "2%"),
+        ("--budget", "1ms", "--parity", "0.1"),
         ("--margin", "0"),
         ("--processes", "8"),
         ("--percentile", "p98"),

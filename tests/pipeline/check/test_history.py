@@ -64,6 +64,8 @@ def test_checks_at_the_same_time_do_not_mix_their_lines(tmp_path: Path) -> None:
         json.dumps(vars(entry()) | {"candidate_ms": "2"}),
         json.dumps(vars(entry()) | {"slowdown": -1.0}),
         json.dumps(vars(entry()) | {"more": 1}),
+        json.dumps(vars(entry()) | {"at": 5}),
+        json.dumps(vars(entry()) | {"baseline_sha256": ["x"]}),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:

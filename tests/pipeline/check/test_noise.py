@@ -74,6 +74,8 @@ def test_floors_are_kept_by_fingerprint(tmp_path: Path) -> None:
         '"seconds_per_process": 1}}',
         '{"a": {"at": "", "engine": "", "log_ratios": [1], "spread": NaN, "smallest_margin": 1, '
         '"seconds_per_process": 1}}',
+        '{"a": {"at": 1, "engine": "", "log_ratios": [1], "spread": 1, "smallest_margin": 1, '
+        '"seconds_per_process": 1}}',
         "[" * 100_000,
     ],
 )
