@@ -7,7 +7,7 @@ compute four blocks of outputs at a time: the wide terms, from 1.5 % to 1.2 % on
 
 Weights that fit a cache are read from it in every call; beyond its size all of them come from the
 next one, since they are read in turn. How large the caches are for this process is not known, so
-there is a term for each of several sizes: from 6.7 % to 4.9 % on VGG-16, which ranges from a
+there is a term for each of several sizes: from 6.6 % to 4.2 % on VGG-16, which ranges from a
 fiftieth to all of its latency.
 """
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from calibration.cost import NetworkCost
 
 WIDE = 4  # blocks of outputs a kernel computes at a time
-CACHES = tuple(2.0**-step for step in range(8))  # sizes, as shares of the dense network's weights
-SHARP = 4  # how suddenly weights fall out of a cache that they outgrow, as an exponent
+# sizes, as shares of the dense network's weights
+CACHES = tuple(2.0 ** (-step / 2) for step in range(14))
+SHARP = 8  # how suddenly weights fall out of a cache that they outgrow, as an exponent
 UNBLOCKED = 4  # sizes of at most this many are never blocked: an image's channels, depthwise inputs
 
 Lifts = tuple[Tensor, Tensor, Tensor]
