@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.readme_calibration import calibration
+from benchmarks.readme_check import check
 from pipeline.report import summary_rows
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,7 @@ def render(text: str) -> str:
         ("int8", ("int8.json", "openvino-int8.json"), _int8),
         ("timing", ("timing.json", "judges.json"), _timing),
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
+        ("check", ("check.json",), check),
         ("cifar10", ("cifar10-resnet20.json",), _cifar10),
     ):
         body = table(*(json.loads((RESULTS / file).read_text("utf-8")) for file in files))

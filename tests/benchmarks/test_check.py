@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import check, check_replay
+from benchmarks import check, check_replay, readme_check
 from benchmarks.check_replay import decide, monte_carlo, replay
 from benchmarks.check_rivals import Block, alarms
 from pipeline.check.boundary import Boundary
@@ -69,6 +69,28 @@ def test_monte_carlo_states_its_goals(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {law: dict(cases) for law, cases in found["laws"].items()}
     wrong["normal"]["0.0%"] = wrong["normal"]["10.0%"]
     assert check_replay._kept(wrong)["false alarms"] is False
+
+
+def test_the_readme_shows_whichever_layers_there_are() -> None:
+    silent = alarms([block(2.0)], [block(2.0)])
+    live = {"verdict": "pass", "wall_s": 12.0, "processes": 10, "rivals": silent}
+    replayed = replay(pool(1.06, 0), pool(1.0, 1), checks=10, most=40, seed=0)
+    truth = {"slowdown": {"same": 0.001, "5%": 0.052}}
+    result = {
+        "live": {
+            "truth": truth,
+            "cases": {"A/A": {"quiet": check._shares([live, live])}},
+            "seconds_median": 12.0,
+        },
+        "replay": {"truth": truth, "cases": {"5%": {"noisy": replayed}}},
+    }
+    text = readme_check.check(result)
+    assert "(5%: +5.2%, same: +0.1%)" in text
+    assert "| A/A, nothing else running | 2 | 100.0% | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% |" in text
+    assert "| 5%, bursts on any core, replayed | 10 | 0.0% | 100.0% |" in text
+    assert "A live check took 12 s (median)." in text
+    assert "Simulated" not in text
+    assert readme_check.check({}) == ""
 
 
 def test_live_goals_are_those_of_the_issue() -> None:
