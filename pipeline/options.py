@@ -229,6 +229,12 @@ class VerifyOptions:
 
     processes: int = option(12, "most fresh processes to measure in", least=1)
     block_seconds: float = option(0.3, "seconds of one timed block", above=0)
+    cold_starts: int = option(
+        3, "processes that time an engine's cold start and memory; 0: none", least=0
+    )
+    counterfactual: bool = option(
+        True, "also time the dense network at the runtime's other precisions"
+    )
     engine_tolerance: float | None = option(
         None,
         "largest |torch - engine| over the largest |logit| "
@@ -265,6 +271,12 @@ class CheckOptions:
     )
     processes: int = option(40, "most fresh processes to measure in", least=9)
     block_seconds: float = option(0.3, "seconds of one timed block", above=0)
+    cold_starts: int = option(
+        3, "processes that time an engine's cold start and memory; 0: none", least=0
+    )
+    counterfactual: bool = option(
+        True, "also time the dense network at the runtime's other precisions"
+    )
     time: float = option(2.0, "stop measuring after this many minutes", above=0)
     parity: float | None = option(
         None,

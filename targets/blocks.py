@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets import load_target
-from targets.base import Engine, TargetOptions
+from targets.base import Engine, Target, TargetOptions
 from targets.errors import DeployError, EngineError, FingerprintError
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
@@ -32,6 +32,15 @@ SLICE_S = 0.1  # an engine's turn; a drift slower than some turns hits all engin
 LOAD_LIMIT_S = 300.0  # for starting a process, loading and warming up
 FEW_PROCESSES = 5
 MAX_BLOCK_SPREAD = 0.05  # of block medians, range over median
+
+
+@dataclass(frozen=True)
+class OtherEngine:
+    """An engine of another target, to be timed in the same processes."""
+
+    path: Path
+    target: str
+    options: TargetOptions
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class BlockRun:
 def measure_blocks(
     target_name: str,
     options: TargetOptions,
-    engines: Mapping[str, Path],
+    engines: Mapping[str, Path | OtherEngine],
     *,
     processes: int,
     seconds_per_block: float,
@@ -122,14 +131,19 @@ def measure_blocks(
 ) -> BlockRun:
     """Time built engines in up to `processes` fresh processes, one after the other.
 
-    `stop` sees the run so far after each process, to show progress and to end early by True.
+    `stop` sees the run so far after each process, to show progress and to end early by True. The
+    fingerprint is that of `target_name`, whatever other targets' engines are timed beside it.
     """
     if processes < 1 or not engines:
         raise ValueError("blocks need at least one process and one engine")
+    own = OtherEngine(Path(), target_name, options)
+    each = {
+        n: e if isinstance(e, OtherEngine) else replace(own, path=e) for n, e in engines.items()
+    }
     job = {
         "target": target_name,
         "options": asdict(options),
-        "engines": {name: str(path.resolve()) for name, path in engines.items()},
+        "engines": {name: _described(engine) for name, engine in each.items()},
         "seconds": seconds_per_block,
     }
     names = list(engines)
@@ -148,15 +162,12 @@ def measure_blocks(
 def _in_fresh_process(job: Mapping[str, Any]) -> BlockRun:
     """Run one job in a new interpreter, which inherits our affinity mask."""
     limit_s = LOAD_LIMIT_S + 10 * job["seconds"] * len(job["engines"])
-    folder = str(Path(__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = folder if not inherited else folder + os.pathsep + inherited
     try:
         # -P: a folder named `targets` where the user happens to be must not be imported instead
         child = subprocess.run(
             [sys.executable, "-P", "-m", "targets.blocks"],
             input=json.dumps(job),
-            env=os.environ | {"PYTHONPATH": path},
+            env=child_environment(),
             capture_output=True,
             text=True,
             timeout=limit_s,
@@ -171,19 +182,40 @@ def _in_fresh_process(job: Mapping[str, Any]) -> BlockRun:
     return BlockRun.from_json(json.loads(child.stdout))
 
 
+def child_environment() -> dict[str, str]:
+    """Ours, with this package to be found wherever the process is started."""
+    folder = str(Path(__file__).resolve().parent.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    path = folder if not inherited else folder + os.pathsep + inherited
+    return os.environ | {"PYTHONPATH": path}
+
+
 def run_job(job: Mapping[str, Any]) -> BlockRun:
     """Load, warm up and time the engines of one job in this process: one block each."""
-    target = load_target(job["target"], TargetOptions(**job["options"]))
+    targets: dict[str, Target] = {}
+    target = _target(job, targets)
     with ExitStack() as stack:
         engines = {
-            name: stack.enter_context(target.load(Path(job["engines"][name])))
-            for name in job["order"]
+            name: stack.enter_context(_target(found, targets).load(Path(found["path"])))
+            for name, found in ((name, job["engines"][name]) for name in job["order"])
         }
         for engine in engines.values():
             warm_up(engine)
         turns = _timed_turns(engines, seconds=job["seconds"])
     blocks = {name: (Samples.concatenate(parts),) for name, parts in sorted(turns.items())}
     return BlockRun(target.fingerprint(), blocks)
+
+
+def _described(engine: OtherEngine) -> dict[str, Any]:
+    return asdict(engine) | {"path": str(engine.path.resolve())}
+
+
+def _target(described: Mapping[str, Any], known: dict[str, Target]) -> Target:
+    """The target of an engine or job; one for all that are alike."""
+    key = json.dumps([described["target"], described["options"]])
+    if key not in known:
+        known[key] = load_target(described["target"], TargetOptions(**described["options"]))
+    return known[key]
 
 
 def _timed_turns(engines: Mapping[str, Engine], *, seconds: float) -> dict[str, list[Samples]]:

@@ -30,6 +30,7 @@ OVERHEAD_NS = 50_000  # of a call, whatever the network
 MACS_PER_NS = 20.0
 CHANNEL_BLOCK = 8
 EXPORT = "export the network again"
+MOST_NS = 1e15
 FORMAT = "wgates-fake-engine-1"
 
 _Shapes = dict[str, tuple[int | None, ...]]
@@ -101,7 +102,16 @@ class FakeTarget(Target):
             if hashlib.sha256(serialised).hexdigest() != record["sha256"]:
                 raise ValueError("its checksum differs")
             latency = float(record["latency_ns"])
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            if not 0 < latency < MOST_NS:
+                raise ValueError(f"its latency is {latency} ns")
+        except (
+            OSError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:
             raise EngineError(f"{engine} is no fake engine: {error}", fix=REBUILD) from error
         return FakeEngine(_checked(serialised, EngineError), latency, self)
 
@@ -176,7 +186,12 @@ def _checked(
         model = onnx.load_from_string(serialised)
         onnx.checker.check_model(model)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as e:
+    except (
+        DecodeError,
+        UnicodeDecodeError,  # of the checker's own message, when it quotes the model
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as e:
         message = " ".join(str(e).split())
         raise error(f"this is no valid ONNX model: {message}", fix=EXPORT) from e
 

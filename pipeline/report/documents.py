@@ -22,6 +22,7 @@ _FILES = {
     "build": "build/build.json",
     "verify": "verify/certificate.json",
     "latency": "verify/latency.json",
+    "flips": "verify/flips.json",
 }
 _STAGES = ("prepare", "trace", "calibrate", "prune", "finetune", "build", "verify")
 
@@ -40,6 +41,7 @@ class Documents:
     build: Document | None = None
     verify: Document | None = None  # the certificate
     latency: Document | None = None  # clean samples in ms, by engine
+    flips: Document | None = None  # test images whose label a step changed
 
     @classmethod
     def read(cls, folder: Path) -> Self:

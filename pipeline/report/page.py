@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.report import plots, reach, tables
+from pipeline.report import evidence, plots, reach, tables
 from pipeline.report.documents import Document, Documents
 from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
@@ -32,6 +32,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     lines: tuple[str, ...] = ()
+    galleries: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = ()  # heading, images
 
 
 def identity(documents: Documents, run: str) -> Identity:
@@ -69,8 +70,9 @@ def sections(documents: Documents) -> tuple[Section, ...]:
     made = (
         Section("Summary", tables=_present(documents.verify and tables.summary(documents.verify))),
         _doubts(documents),
-        Section("Where accuracy went", tables=_present(tables.accuracy_steps(documents))),
+        _accuracy(documents),
         _latency(documents),
+        _serving(documents),
         _widths(documents),
         _prediction(documents),
         _reach(documents),
@@ -93,6 +95,21 @@ def _doubts(documents: Documents) -> Section:
     known = [(name, document["doubts"]) for name, document in stages if document is not None]
     lines = tuple(f"{name}: {doubt}" for name, doubts in known for doubt in doubts)
     return Section("Doubts", lines=lines or (("none recorded",) if known else ()))
+
+
+def _accuracy(documents: Documents) -> Section:
+    certificate, flips = documents.verify, documents.flips
+    found = _present(
+        tables.accuracy_steps(documents), certificate and evidence.attribution(certificate)
+    )
+    galleries = tuple(evidence.flips(flips)) if flips else ()
+    return Section("Where accuracy went", tables=found, galleries=galleries)
+
+
+def _serving(documents: Documents) -> Section:
+    certificate = documents.verify or {}
+    found = _present(evidence.counterfactual(certificate), evidence.footprint(certificate))
+    return Section("Beside the verdict", tables=found)
 
 
 def _latency(documents: Documents) -> Section:
@@ -155,7 +172,7 @@ def _numerics(documents: Documents) -> Section:
         certificate and tables.parity(certificate),
         build and tables.precision(build),
         settled and tables.forms(settled),
-        build and tables.builds(build),
+        build and tables.builds({**build, **(certificate or {}).get("build", {})}),
     )
     return Section("Engine", tables=found)
 

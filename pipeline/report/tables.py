@@ -228,11 +228,22 @@ def forms(settled: Document) -> Table | None:
 
 def builds(build: Document) -> Table:
     rows = tuple(
-        (str(number), f"{item['seconds']:.1f}", count(item["bytes"]), item["sha256"][:16])
+        (
+            str(number),
+            f"{item['seconds']:.1f}",
+            count(item["bytes"]),
+            item["sha256"][:16],
+            _against_first(item.get("ratio")),
+        )
         for number, item in enumerate(build["builds"], 1)
     )
     same = "identical" if build["identical"] else "not identical"
-    return Table(f"Builds: {same}", ("build", "seconds", "bytes", "SHA-256"), rows)
+    columns = ("build", "seconds", "bytes", "SHA-256", "latency against the shipped one")
+    return Table(f"Builds: {same}", columns, rows)
+
+
+def _against_first(ratio: Mapping[str, Any] | None) -> str:
+    return ABSENT if ratio is None else _interval(ratio, "median", times)
 
 
 def data_card(card: Document) -> Table:

@@ -38,6 +38,7 @@ def _execute(context: Context) -> None:
     model = cut_model(context).to(fabric.device)
     recalibrate_batch_norm(model, data, fabric, batch=prepare.train_batch)
     pruned = top1(model, data, "test", fabric)
+    save_weights(model, context.partial / "pruned.safetensors")
     history = _train(context, model)
     save_weights(model, context.partial / "weights.safetensors")
     context.write_json(

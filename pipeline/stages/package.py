@@ -13,6 +13,7 @@ from pipeline.bundle import Bundle, Manifest, write_bundle
 from pipeline.data.base import DataCard
 from pipeline.files import digest
 from pipeline.options import PackageOptions
+from pipeline.reference import REFERENCE
 from pipeline.report import render_report
 from pipeline.run import Context
 from pipeline.sbom import bill_of_materials
@@ -39,6 +40,7 @@ def execute(context: Context) -> None:
         "model.onnx": run.read("export", "model.onnx"),
         "plan.json": run.read("prune", "plan.json"),
         "weights.safetensors": run.read("finetune", "weights.safetensors"),
+        REFERENCE: run.read("verify", REFERENCE),
         "sbom.cdx.json": bill_of_materials(engine.name, digest(engine), created),
         "report.html": render_report(run.folder).encode("utf-8"),
         **_triton_files(context, target, engine, name, classes=len(card.classes)),

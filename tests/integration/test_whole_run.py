@@ -34,12 +34,15 @@ CERTIFICATE = {
     "accuracy": {
         name: {"top1", "n", "ci95"} for name in ("dense", "pruned", "finetuned", "onnx", "engine")
     },
-    "parity": {"max_abs", "max_rel", "label_flips", "n"},
+    "parity": {"max_abs", "max_rel", "label_flips", "n", "tolerance"},
     "params": {"dense", "pruned"},
     "macs": {"dense", "pruned"},
     "engine_bytes": {"dense", "pruned"},
 }
-BESIDE = {"schema", "model", "data", "objective", "budget", "budget_count", "percentile", "doubts"}
+BESIDE = {
+    *("schema", "model", "data", "data_sha256", "objective", "budget", "budget_count"),
+    *("percentile", "doubts", "attribution", "build", "footprint", "counterfactual"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.budget import Budget
+from pipeline.judging import FEWEST_PROCESSES, Judge, wilson_ci95
 from pipeline.options import PruneOptions
-from pipeline.stages.verify import FEWEST_PROCESSES, Judge, _judge, wilson_ci95
+from pipeline.stages.verify import _judge
 from targets import load_target
 from targets.base import TargetOptions
 from targets.blocks import BlockRun

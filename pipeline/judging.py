@@ -1,0 +1,105 @@
+"""What measured blocks say about a budget, and how a certificate states latencies and shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.budget import Budget
+from targets.blocks import BlockRun
+from targets.statistics import bootstrap_ci95, required_samples
+
+Verdict = Literal["met", "missed", "inconclusive"]
+FEWEST_PROCESSES = 5  # fewer blocks make no interval
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares measured blocks with the budget; asked after every process."""
+
+    budget: Budget
+    percentile: int
+    counted: Verdict | None = None  # of a budget that is a count: exact, whatever the clock says
+
+    def engine_ms(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
+        """The budgeted percentile of the engine over its blocks, with its 95 % interval."""
+        per_block = [
+            float(np.percentile(samples.clean_ms, self.percentile))
+            for samples in blocks.blocks["engine"]
+        ]
+        return float(np.median(per_block)), bootstrap_ci95(per_block)
+
+    def verdict(self, blocks: BlockRun) -> Verdict:
+        """A relative budget is judged by the paired ratio: drift of the machine cancels."""
+        if self.counted is not None:
+            return self.counted
+        if blocks.processes < FEWEST_PROCESSES:
+            return "inconclusive"
+        if self.budget.unit == "x":
+            _, (low, high) = self.ratio(blocks)
+        else:
+            _, (low, high) = self.engine_ms(blocks)
+        if high <= self.budget.value:
+            return "met"
+        return "missed" if low > self.budget.value else "inconclusive"
+
+    def ratio(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
+        """Engine over dense at the budgeted percentile, paired by process."""
+        pairs = zip(blocks.blocks["engine"], blocks.blocks["dense"], strict=True)
+        ratios = [
+            float(
+                np.percentile(ours.clean_ms, self.percentile)
+                / np.percentile(dense.clean_ms, self.percentile)
+            )
+            for ours, dense in pairs
+        ]
+        return float(np.median(ratios)), bootstrap_ci95(ratios)
+
+    def dense_ms(self, blocks: BlockRun) -> float:
+        """The latency of the dense engine that a relative budget is a share of."""
+        if self.percentile == 50:
+            return blocks.median_ms("dense")
+        return float(np.percentile(blocks.pooled_ms("dense"), self.percentile))
+
+
+def distribution(blocks: BlockRun, name: str) -> dict[str, Any]:
+    """Percentiles of one engine in ms; null where its samples are too few to tell."""
+    samples = len(blocks.pooled_ms(name))
+    tails = {
+        f"p{p}": blocks.percentile_ms(name, p) if samples >= required_samples(p) else None
+        for p in PERCENTILES
+    }
+    return {
+        **tails,
+        "p50": blocks.median_ms(name),
+        "ci95": list(blocks.ci95_ms(name)),
+        "samples": samples,
+    }
+
+
+def unmeasured() -> dict[str, Any]:
+    """A distribution of an engine that was not there to be measured."""
+    return {**{f"p{p}": None for p in PERCENTILES}, "ci95": None, "samples": 0}
+
+
+def ratio_of(blocks: BlockRun, name: str, other: str) -> dict[str, Any]:
+    """How many times slower `name` is than `other`, paired by process."""
+    median, interval = blocks.ratio(name, other)
+    return {"median": median, "ci95": list(interval)}
+
+
+def share(top1: float, n: int) -> dict[str, Any]:
+    """Top-1 of n images with its 95 % interval."""
+    return {"top1": top1, "n": n, "ci95": list(wilson_ci95(top1, n))}
+
+
+def wilson_ci95(share: float, n: int) -> tuple[float, float]:
+    """Wilson score interval of a share of n trials, 95 %."""
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

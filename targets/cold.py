@@ -1,0 +1,134 @@
+"""Cold start and memory of an engine: fresh processes that load it and answer once.
+
+`python -m targets.cold` is such a process: one JSON job on stdin, one JSON result on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets.base import TargetOptions
+from targets.blocks import LOAD_LIMIT_S, child_environment
+from targets.errors import DeployError, EngineError
+
+WARM_CALLS = 20
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """One process from its start to its first answer, and the memory that it took."""
+
+    ready_s: float  # from starting the process to the first logits, interpreter included
+    load_s: float  # of that, the runtime's import and the engine's loading
+    first_call_ms: float
+    warm_call_ms: float  # median of the calls after it
+    before_bytes: int  # resident before the runtime was imported
+    loaded_bytes: int  # resident after the first answer
+    peak_bytes: int
+
+
+def cold_starts(
+    target: str, options: TargetOptions, engines: Mapping[str, Path], *, starts: int
+) -> dict[str, list[ColdStart]]:
+    """Start each engine so often, in turns; files are in the page cache from the second on."""
+    found: dict[str, list[ColdStart]] = {name: [] for name in engines}
+    for index in range(starts):
+        for name in list(engines) if index % 2 == 0 else list(engines)[::-1]:
+            job = {"target": target, "options": asdict(options), "engine": str(engines[name])}
+            found[name].append(_start(job))
+    return found
+
+
+def summary(starts: list[ColdStart]) -> dict[str, Any]:
+    """The median of each number, and the range of the time to the first answer."""
+    medians = {
+        name: float(np.median([getattr(one, name) for one in starts])) for name in asdict(starts[0])
+    }
+    ready = [one.ready_s for one in starts]
+    whole = {name: round(value) for name, value in medians.items() if name.endswith("bytes")}
+    return {**medians, **whole, "ready_range_s": [min(ready), max(ready)], "starts": len(starts)}
+
+
+def _start(job: dict[str, Any]) -> ColdStart:
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "targets.cold"],
+            # the monotonic clock is the machine's, not the process's
+            input=json.dumps(job | {"started_ns": time.monotonic_ns()}),
+            env=child_environment(),
+            capture_output=True,
+            text=True,
+            timeout=LOAD_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:
+        raise EngineError(
+            f"the engine did not answer within {LOAD_LIMIT_S:.0f} s of its start",
+            fix="see that nothing else holds the device, and run it again",
+        ) from expired
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"exit status {child.returncode}"
+        raise EngineError(f"the engine does not start: {reason}", fix="build it again here")
+    return ColdStart(**json.loads(child.stdout))
+
+
+def run_job(job: Mapping[str, Any]) -> ColdStart:
+    """Load the engine and answer, in this process."""
+    from targets import load_target
+
+    before, began = _status("VmRSS"), time.monotonic_ns()
+    target = load_target(job["target"], TargetOptions(**job["options"]))
+    with target.load(Path(job["engine"])) as engine:
+        loaded = time.monotonic_ns()
+        images = np.zeros(engine.input_shape, np.float32)
+        engine.infer_batch(images)
+        ready = time.monotonic_ns()
+        resident = _status("VmRSS")
+        warm = float(np.median(engine.time_ms(WARM_CALLS).ms))
+    return ColdStart(
+        (ready - job["started_ns"]) / 1e9,
+        (loaded - began) / 1e9,
+        (ready - loaded) / 1e6,
+        warm,
+        before,
+        resident,
+        _status("VmHWM"),
+    )
+
+
+def _status(key: str) -> int:
+    """A size of this process in bytes, as the kernel counts it."""
+    with Path("/proc/self/status").open(encoding="ascii") as file:
+        for line in file:
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) << 10
+    raise EngineError(f"the kernel does not state {key}", fix="measure on Linux")
+
+
+def main() -> int:
+    """Serve one job; native libraries that print to stdout are heard on stderr."""
+    result = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    try:
+        found = run_job(json.load(sys.stdin))
+    except DeployError as error:
+        sys.stderr.write(" ".join(str(error).split()) + "\n")
+        return 1
+    with result:
+        json.dump(asdict(found), result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
