@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.attribution import compare
 from pipeline.check.result import Gate
 from pipeline.check.sides import Side, Sides
 from pipeline.data.base import ImageData
@@ -17,7 +16,6 @@ from targets.base import Images
 BATCH = 256
 RANGE_IMAGES = 128
 SAME = 1e-3  # mean and std of the same normalisation agree this far
-Z99 = 2.575829
 
 
 def open_data(spec: str, image_size: int | None) -> ImageData:
@@ -34,53 +32,43 @@ def range_batches(data: ImageData) -> tuple[Images, ...]:
 def check_accuracy(sides: Sides, data: ImageData, allowed: float) -> Gate:
     """The gate `accuracy`: top-1 that the candidate loses on the same test images, as a share.
 
-    It judges these very images, so it is exact; the interval says what others might have shown.
-    Without a baseline nothing is judged: the candidate's top-1 is told.
+    It judges these very images, so it is exact; the 95 % interval says what others might have
+    shown. Without a baseline nothing is judged: the candidate's top-1 is told.
     """
-    ours = _right(sides, sides.candidate, data)
-    top1 = float(ours.mean())
+    labels = data.labels("test").numpy()
+    predicted = {"candidate": _predicted(sides, sides.candidate, data)}
+    top1 = float((predicted["candidate"] == labels).mean())
     if sides.baseline is None:
-        found = f"top-1 {100 * top1:.2f} % of {len(ours)} images"
+        found = f"top-1 {100 * top1:.2f} % of {len(labels)} images"
         return Gate("accuracy", "pass", found, "no baseline to lose against", None, None)
-    theirs = _right(sides, sides.baseline, data)
-    loss = float(theirs.mean()) - top1
-    low, high = paired_interval(theirs, ours)
+    predicted["baseline"] = _predicted(sides, sides.baseline, data)
+    step = compare("baseline", "candidate", predicted, labels)
+    low, high = -step.ci95[1], -step.ci95[0]
     return Gate(
         "accuracy",
-        "pass" if loss <= allowed else "regression",
-        f"top-1 {100 * top1:.2f} %, {100 * loss:+.2f} points lost ({100 * low:+.2f} to "
-        f"{100 * high:+.2f}) on {len(ours)} images",
+        "pass" if -step.change <= allowed else "regression",
+        f"top-1 {100 * top1:.2f} %, {-100 * step.change + 0.0:+.2f} points lost ({100 * low:+.2f} "
+        f"to {100 * high:+.2f}) on {step.n} images",
         f"at most {100 * allowed:.2f} points lost",
-        loss,
+        -step.change + 0.0,  # not -0.0
         (low, high),
     )
 
 
-def paired_interval(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, float]:
-    """99 % interval of the loss of right answers, paired by image: Bonett and Price's (2012)."""
-    n = len(before) + 2
-    # one more image of each kind keeps it honest where there are few
-    lost = (int((before & ~after).sum()) + 1) / n
-    won = (int((after & ~before).sum()) + 1) / n
-    loss = lost - won
-    half = Z99 * math.sqrt((lost + won - loss**2) / n)
-    return max(-1.0, loss - half), min(1.0, loss + half)
-
-
-def _right(sides: Sides, side: Side, data: ImageData) -> NDArray[np.bool_]:
-    """Which test images the engine labels rightly, (n,)."""
+def _predicted(sides: Sides, side: Side, data: ImageData) -> NDArray[np.int64]:
+    """The engine's labels of all test images, (n,)."""
     _check_normalisation(side, data)
     found = []
     with sides.target.load(side.engine) as engine:
         step = max(1, BATCH // engine.input_shape[0]) * engine.input_shape[0]
-        for images, labels in data.batches("test", step):
+        for images, _ in data.batches("test", step):
             if images.shape[1:] != engine.input_shape[1:]:
                 raise DataError(
                     f"{side.name} takes images {engine.input_shape[1:]}, "
                     f"the data has {tuple(images.shape[1:])}",
                     fix="give the data that the network was trained for",
                 )
-            found.append(engine.infer(images.numpy()).argmax(1) == labels.numpy())
+            found.append(engine.infer(images.numpy()).argmax(1))
     return np.concatenate(found)
 
 

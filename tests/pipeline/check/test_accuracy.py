@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.check.accuracy import check_accuracy, open_data, paired_interval, range_batches
+from pipeline.check.accuracy import check_accuracy, open_data, range_batches
 from pipeline.check.sides import BuildWish, Sides, open_sides
 from pipeline.data.base import DataCard, ImageData, Split
 from pipeline.errors import DataError
@@ -91,19 +91,6 @@ def test_a_bundle_refuses_another_normalisation(networks: dict[str, Path], tmp_p
     sides = open_sides(bundle, None, BuildWish(None, 1, tmp_path))
     with pytest.raises(DataError, match="was made for images of mean"):
         check_accuracy(sides, Labelled(engine), 0.0)
-
-
-def test_interval_of_a_paired_loss_covers_it() -> None:
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        before = generator.random(300) < 0.9
-        after = before & (generator.random(300) < 0.97)
-        low, high = paired_interval(before, after)
-        covered += low <= 0.9 * 0.03 <= high
-    assert covered / 400 >= 0.975
-    nothing = paired_interval(np.ones(50, bool), np.ones(50, bool))
-    assert -0.11 < nothing[0] < 0 < nothing[1] < 0.11
 
 
 def test_data_is_opened_at_the_size_of_the_network() -> None:
