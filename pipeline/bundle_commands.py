@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import BudgetMissedError, InconclusiveError
+from pipeline.flags import with_options
 from pipeline.guard import guarded
+from pipeline.options import VerifyOptions
+from pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from pipeline.recheck import Recheck
 
 COMMANDS: list[click.Command] = []
 
@@ -51,4 +60,56 @@ def sign(folder: Path, key: Path) -> None:
     guarded(work)
 
 
-COMMANDS += [sign, keygen]
+@click.command()
+@_bundle
+@with_options([STAGES["verify"]])
+@click.option("--data", help="images to measure accuracy on, and to build int8 and fp16 with")
+@click.option("--key", type=_file, help="public key that the bundle must be signed with")
+@click.option(
+    "--out",
+    type=click.Path(exists=False, path_type=Path),
+    required=True,
+    help="folder of the new bundle",
+)
+def recertify(folder: Path, out: Path, data: str | None, key: Path | None, **flags: Any) -> None:
+    """Build and certify a bundle anew for this runtime, driver or device.
+
+    Plan and weights stay. The old bundle is not touched, and its engine also lies in the new one
+    under previous/, for a rollback; recertification.json there says what changed.
+    """
+
+    def work() -> None:
+        from pipeline.recertify import recertify as again
+
+        asked = _recheck(folder, data, key, flags)
+        click.echo(json.dumps(again(asked, out), indent=1))
+
+    guarded(work)
+
+
+def verify_bundle(folder: Path, bundle_data: str | None, key: Path | None, **flags: Any) -> None:
+    """`pipeline verify BUNDLE`: the bundle on this machine, as JSON."""
+    from pipeline.recheck import verify_bundle as again
+
+    found = again(_recheck(folder, bundle_data, key, flags))
+    click.echo(json.dumps(found, indent=1))
+    if found["verdict"] == "missed":
+        raise BudgetMissedError(
+            f"the engine misses the certified budget of {found['budget_ms']:.3f} ms here",
+            fix="run: pipeline recertify BUNDLE",
+        )
+    if found["verdict"] == "inconclusive":
+        raise InconclusiveError(
+            "too noisy, or too few processes, for a verdict", fix="raise --processes"
+        )
+
+
+def _recheck(folder: Path, data: str | None, key: Path | None, flags: dict[str, Any]) -> Recheck:
+    from pipeline.bundle import Bundle
+    from pipeline.recheck import recheck_of
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    return recheck_of(Bundle.open(folder, key=key), VerifyOptions(**given), data)
+
+
+COMMANDS += [recertify, sign, keygen]

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from pipeline.bundle_commands import COMMANDS
+from pipeline.bundle_commands import COMMANDS, verify_bundle
 from pipeline.check.command import check
 from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
 from pipeline.guard import guarded
+from pipeline.manifest import MANIFEST
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
@@ -60,6 +61,23 @@ _export = click.option(
 )
 
 
+_data = click.option(
+    "--data", "bundle_data", help="of a bundle only: images to measure accuracy on"
+)
+_key = click.option(
+    "--key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="of a bundle only: public key that it must be signed with",
+)
+BUNDLE_ONLY = ("bundle_data", "key")
+VERIFY = """Certificate: parity, accuracy, latency, verdict.
+
+RUN is a run folder, or a bundle: one that holds a manifest.json. Of a bundle the hashes, parity,
+accuracy (with --data) and latency are repeated on this machine, and what differs from the
+certificate's set-up is said; --processes, --block-seconds and --engine-tolerance apply.
+"""
+
+
 @main.command()
 @with_options(list(STAGES.values()))
 @_config
@@ -85,7 +103,12 @@ def _stage_command(stage: Stage) -> click.Command:
         exported: Path | None = None,
         **flags: Any,
     ) -> None:
-        if imported or exported:
+        if stage.name == "verify" and (folder / MANIFEST).exists():
+            guarded(lambda: verify_bundle(folder, **flags))
+        elif given := [name for name in BUNDLE_ONLY if flags.get(name) is not None]:
+            flag = given[0].removeprefix("bundle_")
+            raise click.UsageError(f"--{flag} is of a bundle only, and {folder} is none")
+        elif imported or exported:
             guarded(lambda: _exchange(folder, config, flags, imported, exported))
         else:
             guarded(lambda: _execute(folder, [stage], config, flags, as_json))
@@ -94,6 +117,9 @@ def _stage_command(stage: Stage) -> click.Command:
     command = with_options([stage])(_config(_json(callback)))
     if stage.name == "calibrate":
         command = _import(_export(command))
+    if stage.name == "verify":
+        callback.__doc__ = VERIFY
+        command = _data(_key(command))
     folder = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
     return click.command(stage.name)(folder(command))
 

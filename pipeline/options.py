@@ -271,12 +271,6 @@ class CheckOptions:
     )
     processes: int = option(40, "most fresh processes to measure in", least=9)
     block_seconds: float = option(0.3, "seconds of one timed block", above=0)
-    cold_starts: int = option(
-        3, "processes that time an engine's cold start and memory; 0: none", least=0
-    )
-    counterfactual: bool = option(
-        True, "also time the dense network at the runtime's other precisions"
-    )
     time: float = option(2.0, "stop measuring after this many minutes", above=0)
     parity: float | None = option(
         None,

@@ -17,9 +17,9 @@ from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.stages import STAGES
 from targets import known_targets
 
-COMMANDS = {"run", *STAGES, "check", "report", "targets", "worker", "sign", "keygen"}
+COMMANDS = {"run", *STAGES, "check", "report", "targets", "worker", "recertify", "sign", "keygen"}
 # parameters of the command, not of a stage
-NO_FIELDS = {"config", "as_json", "out", "folder", "imported", "exported"}
+NO_FIELDS = {"config", "as_json", "out", "folder", "imported", "exported", "bundle_data", "key"}
 
 
 def invoke(*arguments: str | Path) -> Result:
