@@ -32,6 +32,18 @@ def test_damage_is_refused_in_one_line_or_changes_nothing(name: str, tmp_path: P
     assert sum(found["outcomes"].values()) == 40
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("forged bundle", (2609, 9816, 16152, 19230)), ("ONNX, fake", (1977, 2976, 3622, 4636))],
+)
+def test_what_once_crashed_is_refused(name: str, numbers: tuple[int, ...], tmp_path: Path) -> None:
+    for number in numbers:
+        place = tmp_path / str(number) / "place"
+        place.mkdir(parents=True)
+        (trial,) = run_trials(name, range(number, number + 1), place, WATCH)
+        assert trial.outcome == "refused", trial
+
+
 class Reads(Subject):
     """A subject whose reader does as the test says; its files are always damaged."""
 
