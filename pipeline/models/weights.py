@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import pickletools
 import struct
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.files import disk_faults_told, write_atomically
 
 State = Mapping[str, Tensor]
 
@@ -73,15 +73,9 @@ def save_weights(model_or_state: nn.Module | State, path: Path) -> None:
     """Write a safetensors file; it appears whole or not at all."""
     if isinstance(model_or_state, nn.Module):
         model_or_state = model_or_state.state_dict()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(_unshared(model_or_state), temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as failure:
-        raise ModelError(f"cannot write {path}: {failure}", fix="check disk and path") from failure
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_faults_told(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(_unshared(model_or_state)))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -42,10 +42,10 @@ def largest_file(size: int) -> Iterator[None]:
         ("calibrate", 5_000, "anchor.onnx"),
         ("calibrate", 500_000, "latency.sqlite"),
         ("prune", 100_000, "latency.sqlite"),
-        ("finetune", 20_000, "best.safetensors"),
+        ("finetune", 20_000, "pruned.safetensors"),
         ("export", 20_000, "dense.onnx"),
         ("build", 20_000, "dense.onnx"),
-        ("verify", 20_000, "blocks.json"),
+        ("verify", 20_000, "dense-ort-cpu-int8.onnx"),
         ("package", 20_000, "engine.onnx"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.errors import ModelError
+from pipeline.errors import DeployError, ModelError
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.models.zoo import create_model
 
@@ -209,7 +209,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(tmp_path):
     save_weights({"a": torch.ones(2)}, file)
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "folder.safetensors" / "kept").touch()
-    with pytest.raises(ModelError, match="cannot write"):
+    with pytest.raises(DeployError, match="cannot write"):
         save_weights({"a": torch.zeros(2)}, tmp_path / "folder.safetensors")
     assert torch.equal(load_file(file)["a"], torch.ones(2))
     assert {path.name for path in tmp_path.iterdir()} == {file.name, "folder.safetensors"}
