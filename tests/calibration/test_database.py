@@ -217,7 +217,7 @@ def test_a_merge_that_fails_merges_nothing(database: LatencyDatabase) -> None:
 
 
 def test_a_refused_row_leaves_the_database_usable(database: LatencyDatabase) -> None:
-    with pytest.raises(DatabaseError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"):
         database.add(
             Row.of(SKELETON, FINGERPRINT, widths(7), replace(comparison(1), ratio=float("nan")))
         )
