@@ -78,7 +78,7 @@ def replay(
     generator = np.random.default_rng(seed)
     boundary, tally = Boundary.of(most), Tally()
     pairs = zip(candidate, baseline, strict=True)
-    logs = [math.log(a.clean_median_ms / b.clean_median_ms) for a, b in pairs]
+    logs = [math.log(a.comparable_ms / b.comparable_ms) for a, b in pairs]
     for _ in range(checks):
         order = _stretches(len(logs), most, generator)
         verdict, took = decide((logs[at] for at in order), boundary)

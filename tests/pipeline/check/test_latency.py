@@ -21,7 +21,7 @@ from targets.base import TargetOptions
 from targets.blocks import BlockRun
 from targets.samples import Samples
 
-from .conftest import FINGERPRINT, blocks_of, noisy
+from .conftest import FINGERPRINT, block, blocks_of, noisy
 
 BOUNDARY = Boundary.of(40)
 EFFORT = Effort(processes=40, block_seconds=0.1, seconds=1e6)
@@ -152,6 +152,16 @@ def test_a_regression_ends_the_check_though_another_gate_is_open() -> None:
 
 def test_without_limits_nothing_is_ever_decided() -> None:
     assert not trial(noisy(1.0, 0.001, n=40)).is_decided
+
+
+def test_a_ratio_of_medians_is_one_of_low_quantiles() -> None:
+    base = block(2.0, calls=100)
+    delayed = base.wall_ns + np.where(np.arange(100) % 5 < 3, 10**7, 0)  # 60 of 100 calls
+    hit = Samples(delayed, delayed, np.zeros(100, np.int64))
+    run = BlockRun(FINGERPRINT, {"candidate": (hit,), "baseline": (base,)})
+    assert abs(Trial(run, Limits(slowdown=0.025), BOUNDARY).log_ratios()[0]) < 0.01
+    assert Trial(run, Limits(), BOUNDARY).block_ms("candidate")[0] > 10
+    assert Trial(run, Limits(percentile=90), BOUNDARY).log_ratios()[0] > 1
 
 
 def test_percentiles_need_calls_enough() -> None:
