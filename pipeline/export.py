@@ -8,19 +8,15 @@ import itertools
 import logging
 import warnings
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_ir
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import ModelError
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from pipeline.unfused import unfused_session
 
 INPUT, OUTPUT = "input", "output"
 OPSET = 20
@@ -133,7 +129,7 @@ def _complete_shapes(proto: onnx.ModelProto) -> None:
         asking = onnx.ModelProto()
         asking.CopyFrom(proto)
         asking.graph.output.extend(onnx.ValueInfoProto(name=name) for name in unknown)
-        session = _session(asking.SerializeToString())
+        session = unfused_session(asking.SerializeToString())
         image = np.zeros(session.get_inputs()[0].shape, np.float32)
         values = session.run(unknown, {INPUT: image})
         kept = [item for item in proto.graph.value_info if item.name in known]
@@ -160,26 +156,3 @@ def _drop_zero_biases(proto: onnx.ModelProto) -> None:
     kept = [item for item in proto.graph.initializer if item.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
-
-
-def run_onnx(model: bytes, images: torch.Tensor) -> NDArray[np.float32]:
-    """Logits of a static ONNX graph on (n, C, H, W) images, by ONNX Runtime without its fusions.
-
-    n must be a multiple of the graph's batch.
-    """
-    session = _session(model)
-    batch = session.get_inputs()[0].shape[0]
-    array = images.detach().cpu().numpy()
-    rows = [
-        session.run(None, {INPUT: array[i : i + batch]})[0] for i in range(0, len(array), batch)
-    ]
-    return np.concatenate(rows)
-
-
-def _session(model: bytes) -> ort.InferenceSession:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 
 from targets import load_target
 from targets.base import Engine, Target, TargetOptions
-from targets.errors import DeployError, EngineError, FingerprintError
+from targets.errors import FingerprintError
 from targets.fingerprint import Fingerprint
+from targets.fresh import ask_fresh_process, serve_job
 from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, percentile_of
 from targets.timing import calls_lasting, warm_up
@@ -160,34 +159,9 @@ def measure_blocks(
 
 
 def _in_fresh_process(job: Mapping[str, Any]) -> BlockRun:
-    """Run one job in a new interpreter, which inherits our affinity mask."""
     limit_s = LOAD_LIMIT_S + 10 * job["seconds"] * len(job["engines"])
-    try:
-        # -P: a folder named `targets` where the user happens to be must not be imported instead
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "targets.blocks"],
-            input=json.dumps(job),
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as expired:
-        raise EngineError(f"the timing process did not end within {limit_s:.0f} s") from expired
-    if child.returncode != 0:
-        lines = child.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {child.returncode}"
-        raise EngineError(f"the timing process failed: {reason}")
-    return BlockRun.from_json(json.loads(child.stdout))
-
-
-def child_environment() -> dict[str, str]:
-    """Ours, with this package to be found wherever the process is started."""
-    folder = str(Path(__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    path = folder if not inherited else folder + os.pathsep + inherited
-    return os.environ | {"PYTHONPATH": path}
+    found = ask_fresh_process("targets.blocks", job, limit_s=limit_s, name="timing")
+    return BlockRun.from_json(found)
 
 
 def run_job(job: Mapping[str, Any]) -> BlockRun:
@@ -233,19 +207,5 @@ def _timed_turns(engines: Mapping[str, Engine], *, seconds: float) -> dict[str, 
     return turns
 
 
-def main() -> int:
-    """Serve one job; native libraries that print to stdout are heard on stderr."""
-    result = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        run = run_job(json.load(sys.stdin))
-    except DeployError as error:
-        sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return 1
-    with result:
-        json.dump(run.to_json(), result)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_job(lambda job: run_job(job).to_json()))

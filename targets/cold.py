@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -18,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from targets.base import TargetOptions
-from targets.blocks import LOAD_LIMIT_S, child_environment
-from targets.errors import DeployError, EngineError
+from targets.blocks import LOAD_LIMIT_S
+from targets.errors import EngineError
+from targets.fresh import ask_fresh_process, serve_job
 
 WARM_CALLS = 20
 
@@ -60,27 +58,10 @@ def summary(starts: list[ColdStart]) -> dict[str, Any]:
 
 
 def _start(job: dict[str, Any]) -> ColdStart:
-    try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "targets.cold"],
-            # the monotonic clock is the machine's, not the process's
-            input=json.dumps(job | {"started_ns": time.monotonic_ns()}),
-            env=child_environment(),
-            capture_output=True,
-            text=True,
-            timeout=LOAD_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as expired:
-        raise EngineError(
-            f"the engine did not answer within {LOAD_LIMIT_S:.0f} s of its start",
-            fix="see that nothing else holds the device, and run it again",
-        ) from expired
-    if child.returncode != 0:
-        lines = child.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {child.returncode}"
-        raise EngineError(f"the engine does not start: {reason}", fix="build it again here")
-    return ColdStart(**json.loads(child.stdout))
+    # the monotonic clock is the machine's, not the process's
+    started = {"started_ns": time.monotonic_ns()}
+    found = ask_fresh_process("targets.cold", job | started, limit_s=LOAD_LIMIT_S, name="starting")
+    return ColdStart(**found)
 
 
 def run_job(job: Mapping[str, Any]) -> ColdStart:
@@ -116,19 +97,5 @@ def _status(key: str) -> int:
     raise EngineError(f"the kernel does not state {key}", fix="measure on Linux")
 
 
-def main() -> int:
-    """Serve one job; native libraries that print to stdout are heard on stderr."""
-    result = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        found = run_job(json.load(sys.stdin))
-    except DeployError as error:
-        sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return 1
-    with result:
-        json.dump(asdict(found), result)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve_job(lambda job: asdict(run_job(job))))

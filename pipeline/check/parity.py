@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from pipeline.check.result import Gate
 from pipeline.check.sides import Side, Sides
 from pipeline.errors import DeployError
+from pipeline.reference import parity
 from pipeline.serving import TOLERANCE
+from pipeline.unfused import run_onnx
 from targets.base import Images, Logits
 
 FEWEST_IMAGES = 8
@@ -36,12 +37,8 @@ class Difference:
                 f"one gives logits {found.shape}, the other {reference.shape}",
                 fix="compare networks of the same task",
             )
-        largest = float(np.abs(reference).max())
-        return cls(
-            max_rel=float(np.abs(found - reference).max()) / max(largest, 1e-30),
-            label_flips=int((found.argmax(1) != reference.argmax(1)).sum()),
-            n=len(found),
-        )
+        differs = parity(reference, found)
+        return cls(differs["max_rel"], differs["label_flips"], differs["n"])
 
     def __str__(self) -> str:
         return f"{self.max_rel:.1e}, {self.label_flips} of {self.n} labels differ"
@@ -103,19 +100,4 @@ def _reference(side: Side, images: Images) -> Logits | str:
         return "the candidate has no ONNX graph to hold its engine against"
     if find_spec("onnxruntime") is None:
         return "engine and ONNX graph were not compared: onnxruntime is not installed"
-    return _run_plain(side.onnx, images)
-
-
-def _run_plain(path: Path, images: Images) -> Logits:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
-    batch = entry.shape[0]
-    starts = range(0, len(images), batch)
-    parts = [session.run(None, {entry.name: images[at : at + batch]})[0] for at in starts]
-    return np.asarray(np.concatenate(parts), dtype=np.float32)
+    return run_onnx(side.onnx, images)

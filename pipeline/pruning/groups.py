@@ -17,13 +17,14 @@ from calibration.candidates import Slicer
 from calibration.skeleton import Layer, Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.errors import ModelError
-from pipeline.export import export_onnx, run_onnx
+from pipeline.export import export_onnx
 from pipeline.pruning.adapting import make_width_free
 from pipeline.pruning.gates import is_filter_bank
 from pipeline.pruning.masking import masked
 from pipeline.pruning.operators import OPERATORS, not_analysed
 from pipeline.pruning.propagation import Code, Propagation
 from pipeline.pruning.surgery import shrink
+from pipeline.unfused import run_onnx
 
 Residual = Literal["tied", "inner"]
 LARGE = 100_000_000  # weights; a proof in float64 would take several times the network's memory
@@ -234,7 +235,7 @@ def _check_onnx_cut(model: nn.Module, skeleton: Skeleton) -> None:
     small = shrink(model, skeleton, plan).eval()
     with torch.no_grad():
         expected = small(images).numpy()
-    got = run_onnx(Slicer(skeleton).slice(plan), images)
+    got = run_onnx(Slicer(skeleton).slice(plan), images.numpy())
     worst = float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
     if worst > 1e-4:
         raise ModelError(

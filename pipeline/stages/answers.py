@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from pipeline.attribution import Labels, changed
 from pipeline.data.base import DataCard
-from pipeline.export import run_onnx
 from pipeline.options import TraceOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context
@@ -32,6 +31,7 @@ from pipeline.stages.common import (
     plan_of,
     skeleton_of,
 )
+from pipeline.unfused import run_onnx
 
 TEST_BATCH = 256
 PRUNED = "pruned.safetensors"  # of finetune: the cut network before it learned again
@@ -132,7 +132,7 @@ def padded_onnx(model: bytes, images: Tensor, batch: int) -> Logits:
     """Run a static graph on any number of images: the last batch is filled up with zeros."""
     missing = -len(images) % batch
     padding = images.new_zeros(missing, *images.shape[1:])
-    return run_onnx(model, torch.cat([images, padding]))[: len(images)]
+    return run_onnx(model, torch.cat([images, padding]).numpy())[: len(images)]
 
 
 def flips(context: Context, found: Answers, before: str, after: str) -> dict[str, Any]:

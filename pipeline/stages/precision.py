@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import BuildError
-from pipeline.export import run_onnx
 from pipeline.options import CalibrateOptions
 from pipeline.run import Context
 from pipeline.serving import SETTLED, target_of
 from pipeline.stages.common import build_engine, data_of
+from pipeline.unfused import run_onnx
 from targets.base import BuildRecord, Images, Target
 from targets.timing import compare
 
@@ -113,7 +112,7 @@ class _Trials:
     def reference(self) -> float:
         """Top-1 of the graph in fp32."""
         images, _ = self.referee.judged
-        return self._top1(run_onnx(self.onnx, torch.from_numpy(images)))
+        return self._top1(run_onnx(self.onnx, images))
 
     def tried(self, count: int) -> Judged:
         """Build with the first `count` nodes of the order in fp32, and judge."""

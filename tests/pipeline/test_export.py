@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from calibration.lpnet import one_thread
 from pipeline.errors import ModelError
-from pipeline.export import INPUT, OPSET, OUTPUT, export_onnx, run_onnx
+from pipeline.export import INPUT, OPSET, OUTPUT, export_onnx
+from pipeline.unfused import run_onnx
 
 from .pruning.networks import (
     BATCH,
@@ -122,7 +123,7 @@ def test_a_train_mode_model_exports_as_eval_and_stays_in_train_mode(keep_names: 
     assert all(torch.equal(before[name], after[name]) for name in before)
     with torch.no_grad():
         expected = model.eval()(images()).numpy()
-    assert np.abs(run_onnx(data, images()) - expected).max() < 1e-5
+    assert np.abs(run_onnx(data, images().numpy()) - expected).max() < 1e-5
 
 
 def test_running_splits_images_into_the_static_batch() -> None:
@@ -130,7 +131,7 @@ def test_running_splits_images_into_the_static_batch() -> None:
     data = export_onnx(model, images())
     with torch.no_grad():
         expected = model(images(6)).numpy()
-    assert np.abs(run_onnx(data, images(6)) - expected).max() < 1e-5
+    assert np.abs(run_onnx(data, images(6).numpy()) - expected).max() < 1e-5
 
 
 def test_a_bias_free_convolution_gets_no_bias() -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BuildError
-from pipeline.export import run_onnx
 from pipeline.options import CalibrateOptions, Share
 from pipeline.stages.precision import Referee
+from pipeline.unfused import run_onnx
 from targets.base import BuildRecord, Engine, Images, Logits, Precision, TargetOptions
 from targets.fake import FakeTarget
 from tests.targets.digits_net import digits
@@ -38,9 +38,8 @@ class LossyEngine(Engine):
         self.onnx, self.loss = onnx, loss
 
     def infer(self, images: Images) -> Logits:
-        import torch
 
-        logits = run_onnx(self.onnx, torch.from_numpy(images))
+        logits = run_onnx(self.onnx, images)
         wrong = round(self.loss * len(logits))
         logits[:wrong] = -logits[:wrong]
         return logits

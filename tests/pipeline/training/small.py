@@ -115,3 +115,14 @@ def folder_of(tmp_path: Path, name: str) -> Path:
     folder = tmp_path / name
     folder.mkdir()
     return folder
+
+
+def dying_in(step: int) -> Callable[[Trainer], None]:
+    """For `on_step`: dies in that step, counted from one."""
+    steps = iter(range(1, step + 1))
+
+    def stop(_: Trainer) -> None:
+        if next(steps) == step:
+            raise Killed
+
+    return stop

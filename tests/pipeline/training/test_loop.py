@@ -18,6 +18,7 @@ from .small import (
     FABRIC,
     Killed,
     Listener,
+    dying_in,
     equal,
     folder_of,
     make_data,
@@ -62,14 +63,8 @@ def test_resumed_training_equals_one_that_was_not_stopped(tmp_path: Path, step: 
     """
     whole, unstopped = train(folder_of(tmp_path, "whole"), recipe())
     folder = folder_of(tmp_path, "stopped")
-    steps = iter(range(1, 100))
-
-    def stop(_: Trainer) -> None:
-        if next(steps) == step:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(folder, recipe(), on_step=stop)
+        train(folder, recipe(), on_step=dying_in(step))
     resumed, trainer = train(folder, recipe(), model=make_model(seed=9 if step > 5 else 0))
     assert equal(whole, resumed)
     done = (step - 1) // 5

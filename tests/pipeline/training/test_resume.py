@@ -25,6 +25,7 @@ from .gated import learned_plan
 from .small import (
     FABRIC,
     Killed,
+    dying_in,
     equal,
     folder_of,
     make_data,
@@ -62,14 +63,8 @@ def test_resumed_inside_an_epoch(
     plan = recipe(**regime)
     whole, unstopped = train(folder_of(tmp_path, "whole"), plan, upkeep=NEVER)
     folder = folder_of(tmp_path, "stopped")
-    steps = iter(range(1, 100))
-
-    def stop(_: Trainer) -> None:
-        if next(steps) == step:
-            raise Killed
-
     with pytest.raises(Killed):
-        train(folder, plan, on_step=stop, upkeep=OFTEN)
+        train(folder, plan, on_step=dying_in(step), upkeep=OFTEN)
     model = make_model(seed=9 if told else 0)
     resumed, trainer = train(folder, plan, model=model, upkeep=OFTEN)
     assert said(trainer) == told
