@@ -54,6 +54,11 @@ class Study:
     def model(self) -> str:
         return f"wgates:{self.network}a"
 
+    def budgets(self) -> tuple[float, ...]:
+        """Shares of the dense latency: the form's, or those that were asked for."""
+        asked: str | None = self.given.budgets
+        return tuple(map(float, asked.split(","))) if asked else self.form.budgets
+
     def base(self) -> Path:
         """The adapted dense network, traced and calibrated."""
         folder, form = self.folder / "base", self.form
@@ -213,7 +218,7 @@ def run(study: Study) -> dict[str, Any]:
         arms |= ABLATIONS
     chosen = {name: flags for name, flags in arms.items() if not wanted or name in wanted}
     document: dict[str, Any] = {"budgets": {}}
-    for budget in study.form.budgets:
+    for budget in study.budgets():
         found = {name: study.arm(name, budget, flags) for name, flags in chosen.items()}
         built = [name for name, item in found.items() if "complaint" not in item]
         for name, ratio in (timed(study, budget, built) if built else {}).items():
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--form", choices=list(FORMS), default="small")
     parser.add_argument("--arms", help="only these, by commas")
+    parser.add_argument("--budgets", help="only these shares of the dense latency, by commas")
     parser.add_argument("--ablate", action="store_true", help="variants of W-Gates, too")
     parser.add_argument("--train-precision", default="32-true")
     parser.add_argument("--out", help="name of a result file in benchmarks/results")
