@@ -16,6 +16,7 @@ from typing import Self
 
 from calibration.errors import CandidateLostError, MeasuringError
 from calibration.jobs import Answer, Job, Setup, Workplace
+from calibration.measure import remove_abandoned
 from calibration.phases import Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
@@ -127,6 +128,7 @@ class IsolatedBench:
 def _serve(pipe: Connection, setup: Setup, anchor: Path | None) -> None:
     """In the child: answer jobs until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    remove_abandoned()
     place = Workplace(anchor)
     try:
         while True:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +24,7 @@ from targets.fingerprint import Fingerprint
 from targets.timing import Comparison, compare
 
 MEMORY = Path("/dev/shm")  # files there never reach a disk
+SCRATCH = "wgates-"  # how the folders of candidates begin
 MOST_LOST = 5  # candidates in a row
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
@@ -51,8 +56,8 @@ class Bench:
         with spent_on("slice"):
             onnx = self.slicer.at_widths(widths)
         # the engine must be a file: what is timed is what would be shipped
-        with tempfile.TemporaryDirectory(prefix="wgates-", dir=self._folder()) as folder:
-            path = Path(folder) / f"candidate{self.target.engine_suffix}"
+        with scratch(self._folder()) as folder:
+            path = folder / f"candidate{self.target.engine_suffix}"
             with spent_on("build"):
                 self.target.build(onnx, path, self.batches, keep_fp32=self.keep_fp32)
             with spent_on("load"):
@@ -70,6 +75,41 @@ class Bench:
         needed = ROOM * len(self.slicer.skeleton.onnx_bytes)
         roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= needed
         return MEMORY if roomy and _is_writable(MEMORY) else None
+
+
+@contextmanager
+def scratch(parent: Path | None) -> Iterator[Path]:
+    """A folder for one candidate; nobody else removes it while it is locked."""
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as name:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def remove_abandoned(parent: Path = MEMORY, *, older_than_s: float = 2.0) -> int:
+    """Remove folders of processes that were killed, which would keep memory for ever; how many.
+
+    A folder that is locked is in use, and one that is young may be about to be locked.
+    """
+    removed = 0
+    for folder in parent.glob(f"{SCRATCH}*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # gone already, another user's, or no folder
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(descriptor).st_mtime >= older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+    return removed
 
 
 def _is_writable(folder: Path) -> bool:

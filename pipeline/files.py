@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -40,6 +43,24 @@ def _named_when_whole(path: Path) -> Iterator[Path]:
             raise
 
 
+def remove_unfinished(folder: Path, *, below: bool = True) -> None:
+    """Remove temporary files of processes that were killed; nobody else may be writing there."""
+    for path in folder.rglob(".*") if below else folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line; what an earlier one left unfinished, on a full disk, is ended first."""
+    with path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = f"\n{line}"
+        file.write(f"{line}\n".encode())
+
+
 @contextmanager
 def disk_faults_told(what: str, where: Path | None = None) -> Iterator[None]:
     """A full disk, a missing right, a damaged file: one line with its fix, not a traceback.
@@ -60,6 +81,8 @@ def disk_faults_told(what: str, where: Path | None = None) -> Iterator[None]:
         ) from error
 
 
+# as `write_atomically` and targets.files.replacing name them: with the writer's pid
+_UNFINISHED = re.compile(r"\..+\.\d+(\.partial(\..+)?)?")
 _FIXES = {
     errno.ENOSPC: "free the disk and run the same command again",
     errno.EDQUOT: "free some of your quota and run the same command again",
@@ -75,6 +98,14 @@ def replace_folder(folder: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     folder.rename(final)
+
+
+def json_in(path: Path) -> Any:
+    """What a JSON file holds; None if it is not there or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def digests(folder: Path, *, without: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,16 @@ from typing import Any, Protocol, TypeVar, cast
 from calibration.widths import dump
 from pipeline.budget import Budget, contradiction
 from pipeline.errors import DeployError, MissingInputError, loader_faults_told
-from pipeline.files import digest, digests, disk_faults_told, replace_folder, write_atomically
+from pipeline.files import (
+    append_line,
+    digest,
+    digests,
+    disk_faults_told,
+    json_in,
+    remove_unfinished,
+    replace_folder,
+    write_atomically,
+)
 from pipeline.options import PruneOptions, complaint
 
 RECORD = "stage.json"
@@ -119,6 +128,7 @@ class Run:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            remove_unfinished(self.folder, below=False)
             yield
 
     # files --------------------------------------------------------------------------------
@@ -146,8 +156,8 @@ class Run:
     def event(self, kind: str, **values: Any) -> None:
         """Append one line to `events.jsonl`."""
         line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **values}
-        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        append_line(self.folder / "events.jsonl", text)
 
     # stages -------------------------------------------------------------------------------
 
@@ -164,14 +174,25 @@ class Run:
             return False
         for need in stage.needs:
             self.read(need, RECORD)
-        with disk_faults_told(f"{stage.name} stopped", self._partial(stage)):
-            partial = self._open_partial(stage)
-            self.event("stage started", stage=stage.name)
+        with self._story(stage), disk_faults_told(f"{stage.name} stopped", self._partial(stage)):
+            partial, resumed = self._open_partial(stage)
+            self.event("stage started", stage=stage.name, resumed=resumed)
             with loader_faults_told():
                 stage.execute(Context(self, stage, partial, reporter))
             self._finish(stage, partial)
             self.event("stage finished", stage=stage.name)
         return True
+
+    @contextmanager
+    def _story(self, stage: Stage) -> Iterator[None]:
+        """A stage that fails or is interrupted says so in the events; one that is killed cannot."""
+        try:
+            yield
+        except (DeployError, KeyboardInterrupt) as error:
+            reason = error.message if isinstance(error, DeployError) else "interrupted"
+            with suppress(OSError):  # on a full disk even this fails
+                self.event("stage failed", stage=stage.name, reason=reason)
+            raise
 
     def _finish(self, stage: Stage, partial: Path) -> None:
         """Give everything its final name; the record comes last, so a kill only repeats this."""
@@ -184,19 +205,20 @@ class Run:
     def _partial(self, stage: Stage) -> Path:
         return self.folder / f"{stage.name}.partial"
 
-    def _open_partial(self, stage: Stage) -> Path:
-        """The stage's working folder; what a killed run left there is used if it still applies."""
-        partial = self._partial(stage)
-        key = self._key(stage)
+    def _open_partial(self, stage: Stage) -> tuple[Path, bool]:
+        """The stage's working folder, and whether what a killed run left there still applies."""
+        partial, key = self._partial(stage), self._key(stage)
         if partial.exists() and not self._still_holds(partial / RECORD, stage):
             shutil.rmtree(partial)
+        resumed = partial.exists()
         partial.mkdir(exist_ok=True)
+        remove_unfinished(partial)
         write_atomically(partial / RECORD, dump(key).encode())
-        return partial
+        return partial, resumed
 
     def _still_holds(self, record: Path, stage: Stage) -> bool:
         """Whether a record's options and inputs are those of today."""
-        found, key = _load(record), self._key(stage)
+        found, key = json_in(record), self._key(stage)
         if not isinstance(found, dict):
             return False
         # a file that is gone, as on another machine, has not changed
@@ -241,13 +263,6 @@ def _file_in(value: Any) -> Path | None:
     if isinstance(value, str) and ".py:" in value:
         value = Path(value.rpartition(":")[0])
     return value if isinstance(value, Path) and value.is_file() else None
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
-from calibration.measure import Bench, measure_all
+from calibration.measure import Bench, measure_all, remove_abandoned, scratch
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -156,3 +156,15 @@ def test_a_machine_without_such_a_folder_uses_the_disk(
         ready.compare(skeleton.groups.full())
     assert target.folders[0].is_relative_to(tempfile.gettempdir())
     assert {"slice", "build", "load", "time"} <= set(ready.phases.to_json()["seconds"])
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+    abandoned, other = tmp_path / "wgates-left", tmp_path / "other"
+    for folder in (abandoned, other):
+        folder.mkdir()
+        (folder / "candidate.onnx").write_bytes(b"engine")
+    with scratch(tmp_path) as in_use:
+        assert remove_abandoned(tmp_path) == 0  # too young
+        assert remove_abandoned(tmp_path, older_than_s=0) == 1
+        assert sorted(tmp_path.iterdir()) == sorted([in_use, other])
+    assert list(tmp_path.iterdir()) == [other]

@@ -223,6 +223,24 @@ def test_killed_stage_finds_what_it_had(workshop: Workshop) -> None:
     assert found == [False, True]
 
 
+def test_what_a_killed_process_was_writing_is_removed(workshop: Workshop) -> None:
+    def work(context: Context) -> None:
+        (context.partial / "below").mkdir(exist_ok=True)
+        for name in (".thing.txt.123", "below/.engine.45.partial.onnx", "below/.kept"):
+            (context.partial / name).touch()
+        raise Killed
+
+    workshop.works["make"] = work
+    with pytest.raises(Killed):
+        workshop.run("make")
+    (workshop.folder / ".run.toml.678").touch()
+    del workshop.works["make"]
+    run = workshop.opened()
+    with run.locked():
+        run.execute(workshop.stages["make"], workshop.reporter)
+    assert sorted(path.name for path in workshop.folder.rglob(".*")) == [".kept", ".lock"]
+
+
 def test_other_options_start_from_nothing(workshop: Workshop) -> None:
     workshop.works["make"] = lambda context: ((context.partial / "half").touch(), killed(context))
     with pytest.raises(Killed):
@@ -309,6 +327,38 @@ def test_events_say_what_happened_when(workshop: Workshop) -> None:
     times = [datetime.fromisoformat(json.loads(line)["at"]) for line in lines]
     assert times == sorted(times)
     assert all(at.tzinfo is not None for at in times)
+
+
+def test_events_tell_a_stage_that_is_taken_up_again_or_fails(workshop: Workshop) -> None:
+    def told() -> list[dict[str, Any]]:
+        lines = (workshop.folder / "events.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "at"} for line in lines]
+
+    workshop.works["make"] = killed
+    with pytest.raises(Killed):
+        workshop.run("make")
+    assert told() == [{"event": "stage started", "stage": "make", "resumed": False}]
+
+    def fail(_: Context) -> None:
+        raise DeployError("no such thing", fix="make one")
+
+    workshop.works["make"] = fail
+    with pytest.raises(DeployError):
+        workshop.run("make")
+    assert told()[1:] == [
+        {"event": "stage started", "stage": "make", "resumed": True},
+        {"event": "stage failed", "stage": "make", "reason": "no such thing"},
+    ]
+
+
+def test_an_event_cut_short_by_a_full_disk_spoils_no_other(workshop: Workshop) -> None:
+    run = workshop.opened()
+    run.event("first", stage="make")
+    with (workshop.folder / "events.jsonl").open("a") as file:
+        file.write('{"at": "2026-01-01T0')
+    run.event("second", stage="make")
+    lines = (workshop.folder / "events.jsonl").read_text().splitlines()
+    assert [json.loads(lines[at])["event"] for at in (0, 2)] == ["first", "second"]
 
 
 def test_event_values_may_be_anything(workshop: Workshop) -> None:
