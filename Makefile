@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := train,timm,ort-cpu,openvino,nncf,trt-rtx,parquet,fleet,triton,sign,dev
+EXTRAS := train,timm,ort-cpu,openvino,nncf,trt-rtx,parquet,fleet,triton,serve,sign,dev
 # what this environment can build, and all but TensorRT-RTX can run: no test of theirs may skip
 REQUIRE_TARGETS ?= ort-cpu,ort-cpu-int8,openvino-cpu,openvino-cpu-fp16,openvino-cpu-int8,trt-rtx-fp32,trt-rtx-fp16,trt-rtx-int8
 
