@@ -85,11 +85,18 @@ def top1(
 def _memory_told() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise TrainingError(
             f"for top-1, {EVALUATION_BATCH} images at once do not fit into the device's memory",
             fix="use smaller images, or another --device",
         ) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU's memory torch raises a class of its own; of the CPU's, only the text says it."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

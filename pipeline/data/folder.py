@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,7 @@ def _listing(folder: Path, classes: tuple[str, ...]) -> Listing:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".")
-    ]
+    files = [Path(parent, name) for parent, name in _walked(folder) if not name.startswith(".")]
     images = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     if not images:
         content = f"{len(files)} files, none an image" if files else "no images"
@@ -103,12 +99,27 @@ def _image_files(folder: Path) -> list[Path]:
     return images
 
 
+def _walked(folder: Path) -> Iterator[tuple[str, str]]:
+    """(folder, name) of every file below, through links too, but each folder once."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from ((parent, name) for name in names)
+
+
 def _digest(root: Path, found: Mapping[Split, Listing]) -> str:
     """SHA-256 over relative names, sizes and labels: cheap, and changes with any added file."""
     digest = hashlib.sha256()
     for listing in found.values():
         for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
             assert isinstance(path, Path)
-            line = f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0{label}\n"
+            found_at = path.stat()
+            if not stat.S_ISREG(found_at.st_mode):  # reading from a pipe would wait for ever
+                raise DataError(f"{path} is no regular file", fix="remove it")
+            line = f"{path.relative_to(root).as_posix()}\0{found_at.st_size}\0{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from pipeline.data.base import SPLITS, DataCard, ImageData, Split
 from pipeline.data.reading import ReadOptions
 from pipeline.data.splits import hold_out
 from pipeline.errors import DataError
-from pipeline.models.user_file import call_user_factory
+from pipeline.models.user_file import call_user_factory, without_folder
 
 SHAPE_OF_MAPPING = (
     "return {'train': (images (n, C, H, W), labels (n,)), 'test': ..., 'classes': [...]}, "
@@ -88,7 +88,7 @@ def _card(
             fix="give one mean and one positive std per channel",
         )
     return DataCard(
-        name=spec,
+        name=without_folder(spec),
         classes=classes,
         image_shape=(channels, height, width),
         mean=mean,

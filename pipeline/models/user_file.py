@@ -38,6 +38,12 @@ def is_user_file(spec: str) -> bool:
     return ".py:" in spec
 
 
+def without_folder(spec: str) -> str:
+    """`file.py:factory` of `path/to/file.py:factory`: bundles do not say where a user keeps it."""
+    path, _, name = spec.rpartition(":")
+    return f"{Path(path).name}:{name}" if is_user_file(spec) else spec
+
+
 def call_user_factory(spec: str, options: Mapping[str, object], *, error: UserError) -> Any:
     """Call the factory with those of `options` that its signature accepts; returns its result."""
     path_text, _, name = spec.rpartition(":")

@@ -20,6 +20,7 @@ from pipeline.attribution import Labels, changed
 from pipeline.data.base import DataCard
 from pipeline.options import TraceOptions
 from pipeline.pruning.surgery import shrink
+from pipeline.reference import SMALLEST
 from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.common import (
@@ -50,8 +51,9 @@ class _Parity:
     largest: float = 0.0
 
     def add(self, expected: Logits, got: Logits) -> None:
-        self.worst = max(self.worst, float(np.abs(expected - got).max()))
-        self.largest = max(self.largest, float(np.abs(expected).max()))
+        # unlike max(), np.maximum does not drop a NaN
+        self.worst = float(np.maximum(self.worst, np.abs(expected - got).max()))
+        self.largest = float(np.maximum(self.largest, np.abs(expected).max()))
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Answers:
         """The engine against torch: largest differences, and labels that flipped."""
         return {
             "max_abs": self.max_abs,
-            "max_rel": self.max_abs / self.largest,
+            "max_rel": self.max_abs / (self.largest or SMALLEST),
             "label_flips": len(changed(self.predicted, "finetuned", "engine")),
             "n": len(self.labels),
         }

@@ -23,6 +23,7 @@ from pipeline.judging import (
     ratio_of,
     share,
 )
+from pipeline.models.user_file import without_folder
 from pipeline.options import (
     CalibrateOptions,
     PrepareOptions,
@@ -94,6 +95,11 @@ def _checked_parity(found: Answers, asked: float | None, precision: Precision) -
     """ParityError where the logits differ more than asked, or than the precision explains."""
     tolerance = TOLERANCE[precision] if asked is None else asked
     parity = found.parity()
+    if not math.isfinite(parity["max_rel"]):
+        raise ParityError(
+            "the engine or torch gives logits that are not finite",
+            fix="build for a higher precision, or look where the network overflows",
+        )
     if parity["max_rel"] > tolerance:
         raise ParityError(
             f"engine and torch differ by {parity['max_rel']:.1e} of the largest logit",
@@ -162,7 +168,7 @@ def _identity(context: Context, judge: Judge, blocks: BlockRun) -> dict[str, Any
     card = data_of(context).card
     return {
         "schema": 1,
-        "model": prepare.model,
+        "model": without_folder(prepare.model),
         "data": card.name,
         "data_sha256": card.digest,
         "target": target_of(run).name,

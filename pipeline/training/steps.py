@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.evaluation import is_out_of_memory
 from pipeline.training.processes import sum_gradients, total
 from pipeline.training.recipe import Recipe
 
@@ -54,7 +55,9 @@ class Steps:
             try:
                 value = self._gradients(images, labels)
                 break
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._shrink(len(images), error)
             # outside of the handler, whose traceback holds on to the activations
             torch.cuda.empty_cache()
@@ -85,7 +88,7 @@ class Steps:
         count = max(1, min(math.ceil(n / self.micro_batch), n // LEAST_PART))
         return zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
 
-    def _shrink(self, images: int, error: torch.OutOfMemoryError) -> None:
+    def _shrink(self, images: int, error: RuntimeError) -> None:
         """Halve the images at once; TrainingError where that cannot be done."""
         tried = min(self.micro_batch, images)
         what = f"{self._recipe.label}: {tried} images at once do not fit into the device's memory"

@@ -81,10 +81,28 @@ def test_top1_leaves_the_mode_as_it_was(training: bool) -> None:
     assert (found.top1, found.n) == (pytest.approx(right), 12)
 
 
-def test_memory_that_runs_out_is_told() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_told(error: RuntimeError) -> None:
     class Greedy(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
     with pytest.raises(TrainingError, match="for top-1, 256 images at once do not fit"):
         top1(Greedy(), make_data(), "val", FABRIC)
+
+
+def test_another_fault_is_not_taken_for_memory() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        top1(Broken(), make_data(), "val", FABRIC)

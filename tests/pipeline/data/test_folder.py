@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -223,3 +224,17 @@ def test_a_folder_over_the_cache_limit_streams(make_folder):
     for split in ("train", "val", "test"):
         assert torch.equal(streamed.labels(split), cached.labels(split))
     torch.testing.assert_close(streamed.images("test", 5)[0], cached.images("test", 5)[0])
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(make_folder):
+    root = make_folder(train=(9, 9), test=(2, 2))
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png is no regular file"):
+        load_data(f"imagefolder:{root}")
+
+
+def test_a_folder_that_holds_itself_is_read_once(make_folder):
+    root = make_folder(train=(9, 9), test=(2, 2))
+    before = load_data(f"imagefolder:{root}").card.counts
+    (root / "train" / "cat" / "again").symlink_to(root / "train" / "cat")
+    assert load_data(f"imagefolder:{root}").card.counts == before

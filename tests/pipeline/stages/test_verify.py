@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.budget import Budget
+from pipeline.errors import ParityError
 from pipeline.judging import FEWEST_PROCESSES, Judge, wilson_ci95
 from pipeline.options import PruneOptions
-from pipeline.stages.verify import _judge
+from pipeline.stages.answers import Answers, _Parity
+from pipeline.stages.verify import _checked_parity, _judge
 from targets import load_target
 from targets.base import TargetOptions
 from targets.blocks import BlockRun
@@ -130,3 +132,24 @@ def test_calls_that_were_preempted_do_not_count() -> None:
 )
 def test_wilson_interval(share: float, n: int, low: float, high: float) -> None:
     assert wilson_ci95(share, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("ours", ["torch", "engine"])
+def test_logits_that_are_not_finite_are_refused_and_not_forgotten(number: float, ours: str) -> None:
+    fine = np.ones((2, 3), np.float32)
+    bad = np.array([[1, number, 1], [1, 1, 1]], np.float32)
+    parity = _Parity()
+    parity.add(fine, fine)
+    parity.add(*((bad, fine) if ours == "torch" else (fine, bad)))
+    parity.add(fine, fine)
+    labels = np.zeros(6, np.int64)
+    found = Answers({"finetuned": labels, "engine": labels}, labels, parity.worst, parity.largest)
+    with pytest.raises(ParityError, match="not finite"):
+        _checked_parity(found, None, "fp32")
+
+
+def test_a_network_that_says_nothing_but_nought_has_parity() -> None:
+    labels = np.zeros(2, np.int64)
+    found = Answers({"finetuned": labels, "engine": labels}, labels, 0.0, 0.0)
+    assert _checked_parity(found, None, "fp32")["max_rel"] == 0

@@ -71,22 +71,31 @@ def test_parts_add_up_to_the_gradient_of_the_whole(
     assert sum_of_parts == pytest.approx(loss, rel=1e-6)
 
 
-def scarce(model: nn.Module, most: int) -> Callable[[Tensor, Tensor], Tensor]:
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+CPU_IS_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+def scarce(
+    model: nn.Module, most: int, error: RuntimeError = GPU_IS_FULL
+) -> Callable[[Tensor, Tensor], Tensor]:
     """A loss on a device whose memory holds `most` images; it fails after the forward pass."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         value = nn.functional.cross_entropy(model(x), y)
         if len(x) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+            raise error
         return value
 
     return loss
 
 
-def test_out_of_memory_goes_on_with_fewer_images_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [GPU_IS_FULL, CPU_IS_FULL])
+def test_out_of_memory_goes_on_with_fewer_images_at_once(
+    tmp_path: Path, error: RuntimeError
+) -> None:
     model = make_model()
     found, trainer = train(
-        folder_of(tmp_path, "scarce"), recipe(2), model=model, loss=scarce(model, 5)
+        folder_of(tmp_path, "scarce"), recipe(2), model=model, loss=scarce(model, 5, error)
     )
     expected, _ = train(folder_of(tmp_path, "small"), recipe(2, micro_batch=4))
     assert equal(expected, found)  # batch norm and dropout saw nothing of what failed
