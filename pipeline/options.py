@@ -248,6 +248,9 @@ class PackageOptions:
     """What a serving team gets."""
 
     serve_name: str | None = option(None, "name in the Triton repository (default: the run's)")
+    serve_instances: int = option(
+        1, "engines that Triton runs side by side, on each GPU where it has any", least=1
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipeline.judging import ratio_of, unmeasured
 from pipeline.manifest import CERTIFICATE, MANIFEST
 from pipeline.recheck import Recheck, accuracy, checked_parity, latency, measured
 from pipeline.sbom import bill_of_materials
+from pipeline.triton import CONFIG, headed
 from targets.base import Images
 
 PREVIOUS, DIFFERENCE = "previous", "recertification.json"
@@ -147,6 +148,7 @@ def _files(asked: Recheck, engine: Path) -> dict[str, Path | bytes]:
     for name in [name for name in kept if name.startswith("triton/") and "/1/" in name]:
         if (content := served.get(name.rpartition("/")[2])) is not None:
             kept[name] = content
+    kept |= _triton_heads(asked)
     return {
         **kept,
         engine.name: engine,
@@ -154,6 +156,20 @@ def _files(asked: Recheck, engine: Path) -> dict[str, Path | bytes]:
         f"{PREVIOUS}/{CERTIFICATE}": bundle.path(CERTIFICATE),
         f"{PREVIOUS}/{MANIFEST}": bundle.folder / MANIFEST,
     }
+
+
+def _triton_heads(asked: Recheck) -> dict[str, bytes]:
+    """Triton's configurations, whose heads say what holds for this machine and runtime."""
+    bundle, serving = asked.bundle, asked.target.triton()
+    if serving is None:
+        return {}
+    heads = {}
+    for name in bundle.manifest.files:
+        if name.startswith("triton/") and name.endswith(f"/{CONFIG}"):
+            text = bundle.read(name).decode("utf-8", "surrogateescape")
+            text = headed(text, serving, batch=bundle.manifest.batch)
+            heads[name] = text.encode("utf-8", "surrogateescape")
+    return heads
 
 
 def _changed(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -70,7 +70,12 @@ class TritonServing:
     backend: str
     on_gpu: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)  # of the backend
+    shared: Mapping[str, int] = field(default_factory=dict)  # likewise; times the instances
+    accelerator: Mapping[str, str] = field(default_factory=dict)  # of ONNX Runtime's CUDA provider
     graph_level: int | None = None  # of optimisation, where the backend has one
+    cuda_graphs: bool = False  # replay the network as captured CUDA graphs
+    max_batch: int = 0  # images of a call at most, where its batch axis is open; 0: it is not
+    needs: tuple[str, ...] = ()  # what must be so where it is served, and Triton does not check
     doubts: tuple[str, ...] = ()  # where the server computes otherwise than was verified
 
 

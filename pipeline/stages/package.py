@@ -19,7 +19,7 @@ from pipeline.run import Context
 from pipeline.sbom import bill_of_materials
 from pipeline.serving import target_of
 from pipeline.stages.common import skeleton_of
-from pipeline.triton import triton_config
+from pipeline.triton import triton_repository
 from targets.base import Target
 
 BUNDLE = "bundle"
@@ -43,7 +43,7 @@ def execute(context: Context) -> None:
         REFERENCE: run.read("verify", REFERENCE),
         "sbom.cdx.json": bill_of_materials(engine.name, digest(engine), created),
         "report.html": render_report(run.folder).encode("utf-8"),
-        **_triton_files(context, target, engine, name, classes=len(card.classes)),
+        **_triton_files(context, target, engine, name, card.classes),
     }
     manifest = Manifest(
         name=name,
@@ -70,7 +70,7 @@ def execute(context: Context) -> None:
 
 
 def _triton_files(
-    context: Context, target: Target, engine: Path, name: str, *, classes: int
+    context: Context, target: Target, engine: Path, name: str, classes: tuple[str, ...]
 ) -> dict[str, Path | bytes]:
     """A Triton model repository; nothing where Triton cannot run such engines."""
     serving, say = target.triton(), context.reporter.say
@@ -79,13 +79,15 @@ def _triton_files(
         return {}
     for doubt in serving.doubts:
         say(f"package: {doubt}")
-    shape = skeleton_of(context.run).input_shape
-    config = triton_config(name, serving, input_shape=shape, classes=classes)
-    served = target.served_files(engine)
-    return {
-        f"triton/{name}/config.pbtxt": config.encode("utf-8"),
-        **{f"triton/{name}/1/{file}": content for file, content in served.items()},
-    }
+    files = triton_repository(
+        name,
+        serving,
+        input_shape=skeleton_of(context.run).input_shape,
+        classes=classes,
+        served=target.served_files(engine),
+        instances=context.options(PackageOptions).serve_instances,
+    )
+    return {f"triton/{path}": content for path, content in files.items()}
 
 
 def _further_options(target: Target) -> dict[str, Any]:

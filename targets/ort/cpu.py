@@ -141,11 +141,20 @@ class OrtCpu(Target):
         return OrtEngine(runtime, session, self._signature(session, EngineError))
 
     def triton(self) -> TritonServing:
-        threads = str(self.options.thread_count)
+        asleep = "measured with idle threads asleep; in Triton they spin"
         return TritonServing(
             "onnxruntime",
-            parameters={"intra_op_thread_count": threads, "inter_op_thread_count": "1"},
+            parameters={
+                "execution_mode": "0",  # sequential
+                "intra_op_thread_count": str(self.options.thread_count),
+                "inter_op_thread_count": "1",
+            },
             graph_level=TRITON_OPTIMISES_NOTHING,
+            needs=(
+                f"its weights lie in blocks of {self.channel_block} channels, and on a CPU with "
+                "other blocks its logits are wrong: serve it on CPUs like the certified one",
+            ),
+            doubts=() if self.options.spinning else (asleep,),
         )
 
     def _runtime(self) -> Any:

@@ -101,12 +101,14 @@ class OrtCuda(Target):
         return OrtCudaEngine(runtime, session, signature, monitor)
 
     def triton(self) -> TritonServing:
-        tf32 = 'Triton uses TF32 unless its gpu_execution_accelerator "cuda" gets use_tf32 = 0'
+        graph = "measured with a CUDA graph; Triton's onnxruntime backend captures none"
+        options = self._provider_options()
         return TritonServing(
             "onnxruntime",
             on_gpu=True,
+            accelerator={name: options[name] for name in ("use_tf32", "cudnn_conv_algo_search")},
             graph_level=TRITON_OPTIMISES_ALL,
-            doubts=(tf32,) if self.precision == "fp32" else (),
+            doubts=(graph,) if self.options.cuda_graph else (),
         )
 
     def _runtime(self) -> Any:

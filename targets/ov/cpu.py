@@ -142,10 +142,10 @@ class OpenvinoTarget(Target):
         return OpenvinoEngine(compiled, signature)
 
     def triton(self) -> TritonServing:
-        threads = str(self.options.thread_count)
         return TritonServing(
             "openvino",
-            parameters={"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1"},
+            # one compiled model serves all instances, a stream each
+            shared={"INFERENCE_NUM_THREADS": self.options.thread_count, "NUM_STREAMS": 1},
             doubts=self._triton_doubts(),
         )
 

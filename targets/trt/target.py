@@ -140,9 +140,14 @@ class TensorRt(Target):
         return TensorRtEngine(self._trt(), plan, settings, monitor)
 
     def triton(self) -> TritonServing | None:
-        graphs = "measured with a CUDA graph; Triton replays one only with optimization.cuda.graphs"
         return TritonServing(
-            "tensorrt", on_gpu=True, doubts=(graphs,) if self.options.cuda_graph else ()
+            "tensorrt",
+            on_gpu=True,
+            cuda_graphs=self.options.cuda_graph,
+            needs=(
+                "the plan runs only in a Triton with the TensorRT, and on the GPU, that the "
+                "fingerprint in certificate.json names",
+            ),
         )
 
     def served_files(self, engine: Path) -> Mapping[str, bytes]:

@@ -14,7 +14,8 @@ from pipeline.bundle import Bundle, write_bundle
 from pipeline.cli import main
 from pipeline.reference import Reference, noise
 from targets import load_target
-from targets.base import TargetOptions
+from targets.base import TargetOptions, TritonServing
+from targets.fake import FakeTarget
 
 from .test_bundle import SHAPE, manifest_of, tiny_model
 
@@ -22,7 +23,9 @@ OPTIONS = TargetOptions(batch=1, threads=2)
 FAST = ("--processes", "5", "--block-seconds", "0.01")
 
 
-def make(folder: Path, *, change: float = 0.0, **manifest: Any) -> Path:
+def make(
+    folder: Path, *, change: float = 0.0, extra: dict[str, bytes] | None = None, **manifest: Any
+) -> Path:
     """A bundle whose torch said what the engine says, but for `change`."""
     folder.mkdir(parents=True)
     target, model = load_target("fake", OPTIONS), tiny_model().SerializeToString()
@@ -49,7 +52,7 @@ def make(folder: Path, *, change: float = 0.0, **manifest: Any) -> Path:
         "certificate.json": json.dumps(certificate).encode(),
         "reference.safetensors": reference.to_bytes(),
     }
-    write_bundle(folder, made, files)
+    write_bundle(folder, made, {**files, **(extra or {})})
     return folder
 
 
@@ -127,6 +130,23 @@ def test_recertify_measures_anew_and_keeps_the_old_engine(bundle: Path, tmp_path
         changes["latency_ms.engine.p50"]["is"] / 2, rel=0.01
     )
     assert "target" not in changes
+
+
+def test_recertify_makes_tritons_warnings_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = TritonServing("fake", doubts=("of this machine",))
+    monkeypatch.setattr(FakeTarget, "triton", lambda _: serving)
+    config = b'# of that machine\nname: "tiny"\n'
+    triton = {"triton/tiny/config.pbtxt": config, "triton/tiny/1/model.json": b"old"}
+    made = make(tmp_path / "made" / "bundle", extra=triton)
+    result = invoke("recertify", made, "--out", tmp_path / "new", *FAST)
+    assert result.exit_code == 0, result.stderr
+    new = Bundle.open(tmp_path / "new")
+    fixed, doubt, name = new.read("triton/tiny/config.pbtxt").decode().splitlines()
+    assert "exactly 1 image" in fixed
+    assert (doubt, name) == ("# of this machine", 'name: "tiny"')
+    assert new.read("triton/tiny/1/model.json") == new.read(new.manifest.engine)
 
 
 def test_recertify_twice_keeps_one_previous(bundle: Path, tmp_path: Path) -> None:

@@ -172,10 +172,11 @@ def test_triton_gets_the_bare_plan(target: TrtRtxFp32, engine: Path) -> None:
     serving = TrtFp32(TargetOptions()).triton()
     assert serving is not None
     assert (serving.backend, serving.on_gpu) == ("tensorrt", True)
-    assert serving.doubts == ()
+    assert (serving.doubts, serving.cuda_graphs) == ((), False)
+    assert "TensorRT" in serving.needs[0]
     with_graph = TrtFp32(TargetOptions(cuda_graph=True)).triton()
     assert with_graph is not None
-    assert "CUDA graph" in with_graph.doubts[0]
+    assert with_graph.cuda_graphs
     assert target.triton() is None
 
 
