@@ -16,6 +16,7 @@ from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
 from pipeline.guard import guarded
 from pipeline.manifest import MANIFEST
+from pipeline.report_command import report
 from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
@@ -129,22 +130,7 @@ for _stage in STAGES.values():
 for _command in COMMANDS:
     main.add_command(_command)
 main.add_command(check)
-
-
-@main.command()
-@click.argument("folder", metavar="RUN", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write")
-def report(folder: Path, out: Path | None) -> None:
-    """One self-contained HTML page about a run, whatever stages it has done."""
-
-    def work() -> None:
-        from pipeline.report import write_report
-
-        path = out or folder / "report.html"
-        write_report(folder, path)
-        click.echo(path)
-
-    guarded(work)
+main.add_command(report)
 
 
 @main.command()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,12 +16,15 @@ from pipeline.files import digest, disk_faults_told
 from pipeline.judging import ratio_of, unmeasured
 from pipeline.manifest import CERTIFICATE, MANIFEST
 from pipeline.recheck import Recheck, accuracy, checked_parity, latency, measured
+from pipeline.report import render_comparison
+from pipeline.report.comparison import changes
 from pipeline.sbom import bill_of_materials
 from pipeline.triton import CONFIG, headed
 from targets.base import Images
 
 PREVIOUS, DIFFERENCE = "previous", "recertification.json"
-REPLACED = (CERTIFICATE, "report.html", "sbom.cdx.json", DIFFERENCE)
+REPORT, SBOM = "report.html", "sbom.cdx.json"
+REPLACED = (CERTIFICATE, REPORT, SBOM, DIFFERENCE)
 
 
 def recertify(asked: Recheck, out: Path) -> dict[str, Any]:
@@ -48,12 +49,16 @@ def recertify(asked: Recheck, out: Path) -> dict[str, Any]:
 def _recertified(asked: Recheck, working: Path) -> dict[str, Any]:
     engine = _build(asked, working)
     certificate = _certificate(asked, engine)
-    changes = dict(_changed(asked.bundle.certificate, certificate))
-    files = _files(asked, engine)
+    old, name = asked.bundle.certificate, asked.bundle.manifest.name
+    found = {place: {"was": was, "is": is_} for place, was, is_ in changes(old, certificate)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    files[CERTIFICATE] = dump(certificate).encode()
-    files[DIFFERENCE] = dump(changes).encode()
-    files["sbom.cdx.json"] = bill_of_materials(engine.name, digest(engine), created)
+    files = {
+        **_files(asked, engine),
+        CERTIFICATE: dump(certificate).encode(),
+        DIFFERENCE: dump(found).encode(),
+        REPORT: render_comparison(name, old, certificate).encode(),
+        SBOM: bill_of_materials(engine.name, digest(engine), created),
+    }
     manifest = replace(
         asked.bundle.manifest,
         wgates=version("wgates"),
@@ -170,12 +175,3 @@ def _triton_heads(asked: Recheck) -> dict[str, bytes]:
             text = headed(text, serving, batch=bundle.manifest.batch)
             heads[name] = text.encode("utf-8", "surrogateescape")
     return heads
-
-
-def _changed(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of two documents that differs, by its dotted place."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from _changed(old.get(key), new.get(key), f"{place}.{key}" if place else key)
-    elif json.dumps(old) != json.dumps(new):
-        yield place, {"was": old, "is": new}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,28 +31,37 @@ class Outputs:
     junit: Path | None = None
     summary: Path | None = None
     badge: Path | None = None
+    html: Path | None = None
     history: Path | None = None
     samples: Path | None = None
 
     def write(self, result: CheckResult, blocks: BlockRun) -> None:
-        from pipeline.check.history import Entry, append_history
+        """The history first: the page shows it with this check."""
+        from pipeline.check.history import Entry, append_history, read_history
         from pipeline.check.outputs import append_markdown, junit, write_badge
-        from pipeline.files import disk_faults_told, write_atomically
+        from pipeline.check.page import write_page
+        from pipeline.files import write_atomically
 
-        for item in fields(self):
-            if (path := getattr(self, item.name)) is not None:
-                with disk_faults_told(f"cannot write {path.name}", path):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-        if self.history is not None:
-            append_history(self.history, Entry.of(result))
-        if self.junit is not None:
-            write_atomically(self.junit, junit(result))
-        if self.summary is not None:
-            append_markdown(self.summary, result)
-        if self.badge is not None:
-            write_badge(self.badge, result)
-        if self.samples is not None:
-            write_atomically(self.samples, json.dumps(blocks.to_json()).encode())
+        writers: dict[str, Callable[[Path], None]] = {
+            "history": lambda path: append_history(path, Entry.of(result)),
+            "junit": lambda path: write_atomically(path, junit(result)),
+            "summary": lambda path: append_markdown(path, result),
+            "badge": lambda path: write_badge(path, result),
+            "html": lambda path: write_page(path, result, read_history(self.history)),
+            "samples": lambda path: write_atomically(path, json.dumps(blocks.to_json()).encode()),
+        }
+        asked = {name: path for name in writers if (path := getattr(self, name)) is not None}
+        for path in asked.values():
+            _make_folder_of(path)
+        for name, path in asked.items():
+            writers[name](path)
+
+
+def _make_folder_of(path: Path) -> None:
+    from pipeline.files import disk_faults_told
+
+    with disk_faults_told(f"cannot write {path.name}", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @click.command()
@@ -74,6 +84,7 @@ class Outputs:
     help="Markdown to append  [default: $GITHUB_STEP_SUMMARY, where it is set]",
 )
 @click.option("--badge", type=_file, help="badge to write: .svg, or .json for shields.io")
+@click.option("--html", type=_file, help="page to write, with plots; it loads nothing")
 @click.option("--samples", type=_file, help="JSON of every timed call to write")
 @click.option("--json", "as_json", is_flag=True, help="the result as JSON on stdout")
 def check(

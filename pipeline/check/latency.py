@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.check.boundary import Boundary
+from pipeline.check.course import Course
 from pipeline.check.result import Cause, Gate, Latency, Verdict
 from pipeline.check.sides import Sides
 from pipeline.errors import FingerprintError, InconclusiveError
@@ -186,7 +187,8 @@ def _gate(
     shown = _percent if name == "slowdown" else _ms
     between = "" if interval is None else f" ({shown(interval[0])} to {shown(interval[1])})"
     at_most = f"at most {limit:.3g} ms" if name == "budget" else f"at most {_percent(limit)}"
-    return Gate(name, verdict, f"{shown(value)}{between}", at_most, value, interval)
+    found, course = f"{shown(value)}{between}", Course.of(values, trial.boundary, limit)
+    return Gate(name, verdict, found, at_most, value, interval, course=course)
 
 
 def _explained(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipeline.check.course import Course
+
 Verdict = Literal["pass", "regression", "inconclusive"]
 Cause = Literal["", "noise", "doubts", "time limit", "margin"]  # why there is no verdict
 SCHEMA = 1
@@ -23,6 +25,7 @@ class Gate:
     interval: tuple[float, float] | None
     cause: Cause = ""
     detail: str = ""  # of an inconclusive one: what was in the way, what could have been seen
+    course: Course | None = None  # of one that was measured: process by process
 
 
 @dataclass(frozen=True)

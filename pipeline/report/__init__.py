@@ -1,63 +1,86 @@
-"""The report of a run: one HTML page that loads nothing, and the summary it shares with the CLI."""
+"""Reports: one HTML page that loads nothing, and the summary that pages share with the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DeployError
-from pipeline.report.documents import Documents
+from pipeline.report.documents import Document, Documents
+from pipeline.report.rendering import damage_told, render
 from pipeline.report.tables import summary_rows
 
-__all__ = ["render_report", "summary_rows", "write_report"]
+__all__ = [
+    "render_check",
+    "render_comparison",
+    "render_comparison_of",
+    "render_report",
+    "summary_rows",
+]
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
+MANIFEST = "manifest.json"  # a folder that holds one is a bundle
 
 
 def render_report(folder: Path) -> str:
-    """The page of a run folder; a run that is not finished gives what it has."""
-    from pipeline.report.page import headline, identity, sections  # plots only when asked for
+    """The page of a run folder, finished or not, or of a bundle."""
+    from pipeline.report.page import run_page  # plots only when asked for
 
+    if (folder / MANIFEST).exists():
+        return _render_bundle(folder)
     documents = Documents.read(folder)
-    try:
-        content = {
-            "identity": identity(documents, folder.resolve().name),
-            "headline": headline(documents),
-            "missing": documents.missing_stages(),
-            "sections": sections(documents),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DeployError(
-            f"a result in {folder.name} is damaged: {type(error).__name__} {error}",
-            fix="run the stage again that wrote it",
-        ) from error
-    return _render(content)
+    with damage_told(folder.name, "run the stage again that wrote it"):
+        page = run_page(documents, folder.resolve().name)
+    return render(page)
 
 
-def write_report(folder: Path, out: Path) -> None:
-    """Render the page of a run folder into the file `out`."""
-    from pipeline.files import write_atomically
+def render_check(record: Document) -> str:
+    """The page of a check: `record` holds its result and what its history says, both as JSON."""
+    from pipeline.report.check_page import check_page
 
-    write_atomically(out, render_report(folder).encode())
+    with damage_told("the check", "run the check again"):
+        page = check_page(record)
+    return render(page)
 
 
-def _render(content: dict[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+def render_comparison(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The page of a certificate beside the one that it replaces."""
+    from pipeline.report.comparison import comparison_page
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    figures = [figure.to_json() for section in content["sections"] for figure in section.figures]
-    return environment.get_template("report.html").render(
-        **content,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        figures=figures,
-    )
+    with damage_told("a certificate", "make the bundle anew: pipeline package RUN"):
+        page = comparison_page(name, old, new)
+    return render(page)
+
+
+def render_comparison_of(old: Path, new: Path) -> str:
+    """The page of the certificates of two runs or bundles."""
+    name = f"{new.resolve().name} against {old.resolve().name}"
+    return render_comparison(name, certificate_of(old), certificate_of(new))
+
+
+def certificate_of(folder: Path) -> Document:
+    """That of a run or a bundle; MissingInputError where a run has none yet."""
+    from pipeline.bundle import Bundle
+    from pipeline.errors import MissingInputError
+
+    if (folder / MANIFEST).exists():
+        return Bundle.open(folder).certificate
+    certificate = Documents.read(folder).verify
+    if certificate is None:
+        raise MissingInputError(f"{folder} has no certificate yet", fix="run: pipeline verify RUN")
+    return certificate
+
+
+def _render_bundle(folder: Path) -> str:
+    """A bundle's certificate, beside the one before it where it was certified again."""
+    from pipeline.bundle import Bundle
+    from pipeline.manifest import CERTIFICATE, parse_json
+    from pipeline.report.page import run_page
+
+    bundle, previous = Bundle.open(folder), f"previous/{CERTIFICATE}"
+    name, certificate = bundle.manifest.name, bundle.certificate
+    if previous in bundle.manifest.files:
+        old = parse_json(bundle.read(previous), previous)
+        return render_comparison(name, old, certificate)
+    with damage_told(folder.name, "make the bundle anew: pipeline package RUN"):
+        page = run_page(Documents(verify=certificate), name, whole=False)
+    return render(page)

@@ -11,7 +11,7 @@ from pipeline.errors import DeployError, MissingInputError
 
 Document = dict[str, Any]
 
-_FILES = {
+FILES = {
     "prepare": "prepare/prepare.json",
     "data_card": "prepare/data_card.json",
     "trace": "trace/feasibility.json",
@@ -46,7 +46,7 @@ class Documents:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """MissingInputError if no stage has run; DeployError if a document is damaged."""
-        found = {name: _read(folder / file) for name, file in _FILES.items()}
+        found = {name: _read(folder / file) for name, file in FILES.items()}
         if all(document is None for document in found.values()):
             raise MissingInputError(f"{folder} has no results yet", fix="run: pipeline prepare RUN")
         return cls(**found)

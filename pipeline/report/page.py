@@ -1,49 +1,43 @@
-"""What the page shows and in which order."""
+"""What the page of a run shows and in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from pipeline.report import evidence, plots, reach, tables
-from pipeline.report.documents import Document, Documents
+from pipeline.report.content import Identity, Page, Section, tables_of
+from pipeline.report.documents import Documents
 from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
-from pipeline.report.tables import Table
 
 VERDICTS = ("met", "missed", "inconclusive")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """The head of the page."""
-
-    run: str
-    facts: tuple[tuple[str, str], ...]  # label, value
-    verdict: str
-    badge: str  # CSS class
-
-
-@dataclass(frozen=True)
-class Section:
-    """One heading with its tables, figures and lines of text."""
-
-    title: str
-    tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    lines: tuple[str, ...] = ()
-    galleries: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = ()  # heading, images
+def run_page(documents: Documents, name: str, *, whole: bool = True) -> Page:
+    """The page of a run; of its certificate alone if not `whole`, where no stage is missed."""
+    return Page(
+        "wgates report",
+        identity(documents, name),
+        headline(documents),
+        sections(documents),
+        documents.missing_stages() if whole else (),
+    )
 
 
-def identity(documents: Documents, run: str) -> Identity:
+def identity(documents: Documents, name: str) -> Identity:
     verdict = documents.first("verdict")
     labels = ("model", "data", "target", "budget")
     values = ((label, documents.first(label)) for label in labels)
     facts = tuple((label, str(value)) for label, value in values if value is not None)
     if verdict is None:
-        return Identity(run, facts, "not verified yet", "none")
-    badge = verdict if verdict in VERDICTS else "none"
-    return Identity(run, facts, f"budget {verdict}" if badge != "none" else str(verdict), badge)
+        return Identity(name, facts, "not verified yet", "none")
+    return Identity(name, facts, *budget_words(verdict))
+
+
+def budget_words(verdict: object) -> tuple[str, str]:
+    """A certificate's verdict as a badge says it, and the badge's CSS class."""
+    badge = str(verdict) if verdict in VERDICTS else "none"
+    return (f"budget {verdict}" if badge != "none" else str(verdict)), badge
 
 
 def headline(documents: Documents) -> tuple[tuple[str, str], ...]:
@@ -68,7 +62,7 @@ def headline(documents: Documents) -> tuple[tuple[str, str], ...]:
 def sections(documents: Documents) -> tuple[Section, ...]:
     """Every section that has something to show."""
     made = (
-        Section("Summary", tables=_present(documents.verify and tables.summary(documents.verify))),
+        Section("Summary", tables=tables_of(documents.verify and tables.summary(documents.verify))),
         _doubts(documents),
         _accuracy(documents),
         _latency(documents),
@@ -79,15 +73,11 @@ def sections(documents: Documents) -> tuple[Section, ...]:
         Section("Training", figures=tuple(_training(documents))),
         _numerics(documents),
         Section(
-            "Data", tables=_present(documents.data_card and tables.data_card(documents.data_card))
+            "Data", tables=tables_of(documents.data_card and tables.data_card(documents.data_card))
         ),
         _fingerprint(documents),
     )
-    return tuple(s for s in made if s.tables or s.figures or s.lines)
-
-
-def _present(*found: Table | Document | None) -> tuple[Table, ...]:
-    return tuple(table for table in found if isinstance(table, Table))
+    return tuple(section for section in made if section.has_content)
 
 
 def _doubts(documents: Documents) -> Section:
@@ -99,7 +89,7 @@ def _doubts(documents: Documents) -> Section:
 
 def _accuracy(documents: Documents) -> Section:
     certificate, flips = documents.verify, documents.flips
-    found = _present(
+    found = tables_of(
         tables.accuracy_steps(documents), certificate and evidence.attribution(certificate)
     )
     galleries = tuple(evidence.flips(flips)) if flips else ()
@@ -108,7 +98,7 @@ def _accuracy(documents: Documents) -> Section:
 
 def _serving(documents: Documents) -> Section:
     certificate = documents.verify or {}
-    found = _present(evidence.counterfactual(certificate), evidence.footprint(certificate))
+    found = tables_of(evidence.counterfactual(certificate), evidence.footprint(certificate))
     return Section("Beside the verdict", tables=found)
 
 
@@ -124,7 +114,7 @@ def _widths(documents: Documents) -> Section:
     figures = (plots.widths(prune),) if prune is not None and prune["widths"] else ()
     if trace is None:
         return Section("Widths", figures=figures)
-    found = _present(tables.feasibility(trace), tables.frozen_groups(trace))
+    found = tables_of(tables.feasibility(trace), tables.frozen_groups(trace))
     return Section("Widths", figures=figures, tables=found)
 
 
@@ -133,7 +123,7 @@ def _prediction(documents: Documents) -> Section:
     return Section(
         "Predicted and measured latency",
         figures=(plots.scatter(calibration),) if calibration and calibration["scatter"] else (),
-        tables=_present(
+        tables=tables_of(
             calibration and tables.held_out(calibration), prune and tables.rounds(prune)
         ),
     )
@@ -147,7 +137,7 @@ def _reach(documents: Documents) -> Section:
     return Section(
         "Reach on the target",
         figures=tuple(figure for figure in figures if figure is not None),
-        tables=_present(
+        tables=tables_of(
             reach.reach(found), reach.groups(found), reach.cliffs(found), reach.phases(found)
         ),
     )
@@ -168,7 +158,7 @@ def _training(documents: Documents) -> Iterator[Figure]:
 def _numerics(documents: Documents) -> Section:
     certificate, build = documents.verify, documents.build
     settled = documents.precision
-    found = _present(
+    found = tables_of(
         certificate and tables.parity(certificate),
         build and tables.precision(build),
         settled and tables.forms(settled),

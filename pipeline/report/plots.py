@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.report.documents import Document
 
 BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2e9e6b", "#8a8f98"
-BAND = "rgba(138, 143, 152, 0.22)"
+BAND = "rgba(138, 143, 152, 0.3)"
 BAND_SHARE = 0.05  # of the prediction, each way
 BINS = 100
 COSTS = {  # what the gates were trained under, and its unit
@@ -242,7 +242,8 @@ def axis(title: str) -> dict[str, Any]:
 def trace(name: str, x: Any, y: Any, *, color: str, mode: str = "lines+markers") -> dict[str, Any]:
     """One line or cloud of points."""
     one = {"type": "scatter", "mode": mode, "name": name, "x": _plain(x), "y": _plain(y)}
-    return {**one, "line": {"color": color}, "marker": {"color": color, "size": 5}}
+    size = 7 if mode == "markers" else 5
+    return {**one, "line": {"color": color}, "marker": {"color": color, "size": size}}
 
 
 def _plain(values: Any) -> list[Any]:

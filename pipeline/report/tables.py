@@ -23,6 +23,7 @@ from pipeline.report.numbers import (
 Row = tuple[str, ...]
 STEPS = ("dense", "pruned", "finetuned", "onnx", "engine")
 CLASSES_SHOWN = 20
+PHONE_COLUMNS, PHONE_CELL = 3, 48  # more columns, or characters, do not fit on a phone
 COUNTED = {"flops": "MACs", "params": "parameters"}  # what an objective counts
 
 
@@ -34,6 +35,13 @@ class Table:
     columns: Row
     rows: tuple[Row, ...]
     id: str = ""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its rows are drawn as cards on a phone."""
+        longest = max((len(cell) for row in self.rows for cell in row), default=0)
+        wide = len(self.columns) > PHONE_COLUMNS
+        return wide or (len(self.columns) == PHONE_COLUMNS and longest > PHONE_CELL)
 
 
 def summary_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DeployError, MissingInputError
-from pipeline.report import render_report, summary_rows, write_report
+from pipeline.report import render_report, summary_rows
 from pipeline.report.documents import Documents
 from pipeline.report.page import headline
 from pipeline.report.plots import gate_health, gates
@@ -678,10 +678,3 @@ def test_a_document_of_another_form_is_an_error(
 ) -> None:
     with pytest.raises(DeployError, match="damaged"):
         render_report(write_run(tmp_path, {**example(), name: document}))
-
-
-def test_the_page_is_written_whole(run_folder: Path, html: str, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    write_report(run_folder, out)
-    assert out.read_text(encoding="utf-8") == html
-    assert list(tmp_path.iterdir()) == [out]
