@@ -44,7 +44,7 @@ class GroupShare:
 class Feasibility:
     """The floor, where the time goes, and what that means in words."""
 
-    floor_ms: float
+    floor_ms: float  # of the fastest network measured
     floor_ratio: float  # of the dense latency
     parts: Parts
     groups: tuple[GroupShare, ...]  # in group order
@@ -58,8 +58,10 @@ class Feasibility:
         floor: WidthVector,
         dense_ms: float,
     ) -> Feasibility:
-        """From measured networks, the floor among them, and the predictor fitted on them."""
-        ratio = next(record.ratio for record in records if record.widths == floor)
+        """From measured networks and the predictor fitted on them; `floor`: minimum widths."""
+        # not the narrowest one's: a runtime can be slower with fewer channels, and a disturbed
+        # measurement of that one must not have budgets refused that others were seen to meet
+        ratio = min(record.ratio for record in records)
         shares = group_shares(skeleton, predict, floor)
         return cls(ratio * dense_ms, ratio, parts_of(skeleton, records), shares)
 

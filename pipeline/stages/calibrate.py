@@ -18,7 +18,6 @@ from calibration.lpnet import LPNet
 from calibration.measure import Bench
 from calibration.phases import TIMING, Phases
 from calibration.skeleton import Skeleton
-from calibration.widths import WidthVector
 from pipeline.files import copy_atomically
 from pipeline.options import CalibrateOptions, PrepareOptions
 from pipeline.run import Context
@@ -91,7 +90,7 @@ def _findings(context: Context, campaign: Campaign) -> dict[str, Any]:
     seed = context.run.options("prepare", PrepareOptions).seed
     feasible = Feasibility.of(skeleton, records, as_function(lpnet), floor, anchor_ms)
     return {
-        **_summary(context.options(CalibrateOptions), lpnet, records, floor),
+        **_summary(context.options(CalibrateOptions), lpnet, records, feasible),
         "lost": sorted(campaign.lost().values()),
         "rounds": campaign.rounds,
         "curve": [asdict(point) for point in error_curve(records, campaign.fit, seed=seed)],
@@ -123,19 +122,17 @@ def _summary(
     options: CalibrateOptions,
     lpnet: LPNet,
     records: Sequence[LatencyRecord],
-    floor: WidthVector,
+    feasible: Feasibility,
 ) -> dict[str, Any]:
     assert lpnet.held_out is not None
     assert lpnet.fingerprint is not None
-    anchor_ms = float(lpnet.get_buffer("anchor_ms"))
-    floor_ratio = next(r.ratio for r in records if r.widths == floor)
     doubtful = [doubt for record in records for doubt in record.doubts]
     kinds, counts = np.unique([_subject(doubt) for doubt in doubtful], return_counts=True)
     return {
         "target": options.target,
         "fingerprint": lpnet.fingerprint.to_json(),
-        "anchor_ms": anchor_ms,
-        "floor": {"ms": floor_ratio * anchor_ms, "ratio": floor_ratio},
+        "anchor_ms": float(lpnet.get_buffer("anchor_ms")),
+        "floor": {"ms": feasible.floor_ms, "ratio": feasible.floor_ratio},
         "samples": len(records),
         "held_out": asdict(lpnet.held_out),
         "scatter": [

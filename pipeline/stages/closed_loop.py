@@ -41,8 +41,8 @@ class Limit:
         budget_ms = budget.in_ms(anchor_ms * tail)
         if floor_ms * tail > budget_ms:
             raise BudgetUnreachableError(
-                f"the budget {budget} ({budget_ms:.3f} ms) is below the floor: all groups at "
-                f"minimum width take {floor_ms * tail:.3f} ms "
+                f"the budget {budget} ({budget_ms:.3f} ms) is below the floor: the fastest "
+                f"network that calibrate measured takes {floor_ms * tail:.3f} ms "
                 f"({calibration['floor']['ratio']:.2f}x of dense)",
                 fix=f"ask for at least {math.ceil(calibration['floor']['ratio'] * 105) / 100:.2f}x",
             )

@@ -65,3 +65,18 @@ def test_what_it_means_in_words(skeleton: Skeleton) -> None:
     assert bound.verdict().startswith("pruning will help little here: 60%")
     hopeless = replace(bound, floor_ratio=0.9, parts=Parts(0.1, 0.0, 0.9))
     assert hopeless.verdict().startswith("pruning will not help here: at most 1.11 times faster")
+
+
+def test_a_disturbed_measurement_of_the_narrowest_network_is_not_the_floor(
+    skeleton: Skeleton,
+) -> None:
+    groups = skeleton.groups
+    floor = groups.floor(8)
+
+    def law(kept: Array) -> Array:
+        narrowest = (kept == floor.as_array()).all(1)
+        return np.asarray(np.where(narrowest, 0.9, kept.sum(1) / groups.full().as_array().sum()))
+
+    records = records_of(groups, first_widths(groups, 8, 60, seed=0), law)
+    ours = Feasibility.of(skeleton, records, lambda kept: law(kept), floor, ANCHOR_MS)
+    assert ours.floor_ratio == min(record.ratio for record in records) < 0.9
