@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
+from benchmarks.readme_serve import serve
 from pipeline.report import summary_rows
 
 ROOT = Path(__file__).parent.parent
@@ -39,9 +40,12 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("cifar10", ("cifar10-resnet20.json",), _cifar10),
+        ("serve", ("serve.json",), serve),
     ):
-        body = table(*(json.loads((RESULTS / file).read_text("utf-8")) for file in files))
         pattern = re.compile(rf"(<!-- {name}: [^>]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            continue
+        body = table(*(json.loads((RESULTS / file).read_text("utf-8")) for file in files))
         text = pattern.sub(lambda found, body=body: f"{found[1]}{body}{found[2]}", text)
     return text
 
