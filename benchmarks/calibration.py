@@ -4,7 +4,8 @@
     python -m benchmarks.calibration --work FOLDER --judge       # only what was measured before
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
-that no LPNet chose, stratified by latency, measured by another process on engines of its own.
+that no LPNet chose, stratified by latency, measured by another process on engines of its own,
+and every third of them once more, to know how well a measurement is repeated here.
 What is measured stays measured: the study goes on where it was stopped. Every predictor is then
 fitted on the same measurements and asked for the same held-out networks.
 """
@@ -63,7 +64,8 @@ def measure(network: Network, target: str, folder: Path) -> None:
     limits = ("--samples", str(SAMPLES), "--lpnet-error", ERROR, "--time", str(network.minutes))
     pipeline("calibrate", str(folder), "--target", target, "--threads", "1", *limits)
     held_out = [sys.executable, "-m", "benchmarks.calibration_heldout", str(folder.resolve())]
-    subprocess.run(held_out, cwd=ROOT, check=True)
+    for how in ((), ("--again",)):
+        subprocess.run([*held_out, *how], cwd=ROOT, check=True)
 
 
 def judged(work: Path, chosen: list[str]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Measures 100 networks that judge a calibration: `python -m benchmarks.calibration_heldout RUN`.
 
+With --again, every third of them once more, on engines of yet another process: no predictor can be
+nearer to a measurement than another measurement is.
+
 They come from a sequence of another seed and, every second one, from groups that know nothing of
 each other, as a solver mixes them; equally many from each tenth of the latency range. The range is
 that of a line through MACs, so that no LPNet has a say.
@@ -7,7 +10,7 @@ that of a line through MACs, so that no LPNet has a say.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
@@ -28,7 +31,8 @@ from targets.base import Target, TargetOptions
 
 COUNT, STRATA = 100, 10
 POOL, SEED = 4000, 20_000
-FILE = "heldout.sqlite"
+FILE, AGAIN = "heldout.sqlite", "heldout-again.sqlite"
+EVERY = 3  # network is measured again
 
 
 def proposals(skeleton: Skeleton, multiple: int) -> Iterator[WidthVector]:
@@ -56,15 +60,22 @@ def stratified(problem: Problem, multiple: int) -> list[WidthVector]:
     return [pool[index] for index in (*chosen, *rest[: COUNT - len(chosen)])]
 
 
-def measure(run: Path) -> None:
+def measure(run: Path, *, again: bool) -> None:
     problem = Problem.open(run)
     options = TargetOptions(threads=problem.fingerprint.threads)
     target: Target = load_target(problem.fingerprint.target, options)
-    wanted = stratified(problem, target.channel_multiple)
+    if again:
+        wanted = [record.widths for record in Problem.open(run, FILE).records[::EVERY]]
+    else:
+        wanted = stratified(problem, target.channel_multiple)
+    file = run / (AGAIN if again else FILE)
     with tempfile.TemporaryDirectory() as folder:
         anchor = Path(folder) / f"anchor{target.engine_suffix}"
         target.build(problem.skeleton.onnx_bytes, anchor)
-        with LatencyDatabase(run / FILE) as database, target.load(anchor) as engine:
+        with (
+            LatencyDatabase(file) as database,
+            target.load(anchor) as engine,
+        ):
             bench = Bench(target, Slicer(problem.skeleton), engine)
             measure_all(bench, database, wanted, on_done=tell)
 
@@ -75,5 +86,9 @@ def tell(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    measure(Path(sys.argv[1]))
+    measure(given.run, again=given.again)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration_heldout import FILE
+from benchmarks.calibration_heldout import AGAIN, FILE
 from benchmarks.predictors import METHODS, Array, Problem
 from calibration.heldout import HeldOutError
 from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_lpnet, fit_once
@@ -73,6 +73,7 @@ def judge(case: Case) -> dict[str, Any]:
             "predicted": predicted.round(5).tolist(),
         },
         "methods": methods,
+        "repeat": repeat(case),
         "interval": stated,
         "batch_ms": batch_ms(case.lpnet, held.kept()),
         "met": goals_met(methods["LPNet"], stated["coverage"]),
@@ -94,6 +95,16 @@ def stated_by(case: Case) -> tuple[dict[str, float], Array]:
     half = lpnet.held_out.interval_90
     inside = np.abs(np.log(held.ratios() / predicted)) <= half
     return {"half_90": half, "coverage": float(inside.mean())}, predicted
+
+
+def repeat(case: Case) -> dict[str, float]:
+    """How far a second measurement of the same networks is from the first: the least error."""
+    again = Problem.open(case.folder, AGAIN)
+    first = {record.widths: record.ratio for record in case.held_out.records}
+    found = HeldOutError.of(
+        np.array([first[record.widths] for record in again.records]), again.ratios()
+    )
+    return {"networks": len(again.records), "mean": found.mean, "within_5": found.within_5}
 
 
 def ratios(lpnet: LPNet, kept: Array) -> Array:
