@@ -46,11 +46,11 @@ class Network:
 
 
 NETWORKS = (
-    Network("resnet56", "wgates:resnet56a", 32, 8),
+    Network("resnet56", "wgates:resnet56a", 32, 15),
     Network("vgg16_bn", "wgates:vgg16_bn", 32, 15),
-    Network("mobilenet_v2", "torchvision:mobilenet_v2", 224, 8),
-    Network("resnet18", "torchvision:resnet18", 224, 6),
-    Network("resnet50", "torchvision:resnet50", 224, 9),
+    Network("mobilenet_v2", "torchvision:mobilenet_v2", 224, 15),
+    Network("resnet18", "torchvision:resnet18", 224, 15),
+    Network("resnet50", "torchvision:resnet50", 224, 25),
 )
 
 
