@@ -119,7 +119,7 @@ def _item(folder: Path, path: Path, kind: Kind) -> Item:
 def _refuse_outside(folder: Path, run: Path) -> None:
     """DeployError if a link leads a run's document out of the listed folder."""
     root = folder.resolve()
-    for name in FILES:
+    for name in FILES.values():
         if not (run / name).resolve().is_relative_to(root):
             raise DeployError(f"{name} lies outside of the folder", fix="list the folder it is in")
 
