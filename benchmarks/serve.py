@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def main() -> None:
         "command": " ".join(("python", "-m", "benchmarks.serve", *sys.argv[1:])),
         "options": vars(options),
         "seed": SEED,
+        "server": {name: version(name) for name in ("fastapi", "uvicorn", "httptools", "uvloop")},
         "networks": {},
     }
     with tempfile.TemporaryDirectory() as place:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
 from pipeline.bundle import Bundle
 from pipeline.data.sources import load_data
+from pipeline.triton import parse_config
 
 from .conftest import Done
 from .project import SETTINGS, STAGES, events, finish, invoke, stages_run, start, write_plan
@@ -119,6 +121,23 @@ def test_bundle_opens_and_holds_the_engine_that_was_verified(whole_run: Done) ->
     assert engine == sha256(bundle.path("triton/tiny/1/model.onnx"))
     verified = json.loads((whole_run.folder / "verify/stage.json").read_text())
     assert verified["needs"]["build"] == sha256(whole_run.folder / "build/stage.json")
+
+
+def test_triton_is_told_the_ports_of_the_engine(whole_run: Done) -> None:
+    bundle = Bundle.open(whole_run.folder / "bundle")
+    config = parse_config(bundle.read("triton/tiny/config.pbtxt").decode())
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    served = bundle.read("triton/tiny/1/model.onnx")
+    session = onnxruntime.InferenceSession(served, options)
+    for told, found in (
+        (config.input, session.get_inputs()),
+        (config.output, session.get_outputs()),
+    ):
+        assert [(one.name, list(one.dims)) for one in told] == [(p.name, p.shape) for p in found]
+    labels = bundle.read("triton/tiny/labels.txt").decode().splitlines()
+    assert tuple(labels) == bundle.manifest.classes
 
 
 def test_bundle_gives_the_certified_accuracy(

@@ -39,10 +39,12 @@ def refused(*arguments: str) -> str:
 
 
 def half_sent(served: Served, body: bytes) -> socket.socket:
-    """A connection on which half of a request was sent."""
+    """A connection on which the server waits for the second half of a request."""
     connection = socket.create_connection(("127.0.0.1", served.port), timeout=30)
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection.sendall(head.encode() + body[: len(body) // 2])
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(head.encode() + b"Expect: 100-continue\r\n\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 Continue")  # it reads the body
+    connection.sendall(body[: len(body) // 2])
     return connection
 
 
@@ -54,7 +56,6 @@ def test_what_came_before_the_signal_is_answered(
     with serving(bundle, tmp_path / "log") as served:
         served.get("/v2/health/ready")
         with half_sent(served, body) as connection:
-            time.sleep(0.2)  # the server has read the half
             served.process.send_signal(stop)
             time.sleep(0.2)
             connection.sendall(body[len(body) // 2 :])
