@@ -151,8 +151,8 @@ class OrtCpu(Target):
             },
             graph_level=TRITON_OPTIMISES_NOTHING,
             needs=(
-                f"the engine lays channels out in blocks of {self.channel_block}, and its logits are "
-                "wrong on a CPU with other blocks: serve it on CPUs like the certified one",
+                f"the engine lays channels out in blocks of {self.channel_block}, and its logits "
+                "are wrong on a CPU with other blocks: serve it on CPUs like the certified one",
             ),
             doubts=() if self.options.spinning else (asleep,),
         )
