@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -36,8 +37,13 @@ def ask_fresh_process(module: str, job: Mapping[str, Any], *, limit_s: float, na
         ) from expired
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines()
-        reason = lines[-1] if lines else f"exit status {child.returncode}"
-        raise EngineError(f"the {name} process failed: {reason}")
+        reason = lines[-1] if lines else _end_of(child.returncode)
+        raise EngineError(
+            f"the {name} process failed: {reason}",
+            fix="mend that and run the same command again"
+            if lines
+            else "run the same command again; if it fails again, see that memory is not short",
+        )
     return json.loads(child.stdout)
 
 
@@ -56,6 +62,11 @@ def serve_job(answer: Callable[[dict[str, Any]], Any]) -> int:
     with result:
         json.dump(found, result)
     return 0
+
+
+def _end_of(status: int) -> str:
+    """How a process ended that said nothing."""
+    return f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
 
 
 def _environment() -> dict[str, str]:
