@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -26,8 +27,17 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0  # a busy machine draws a page of plots for long
 DESKTOP, PHONE = 1280, 390  # pixels
+
+# the browser reads commands from 3 and writes answers to 4
+AS_3_AND_4 = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, number in enumerate(pipes, 3):
+    os.dup2(number, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 Event = dict[str, Any]
 
@@ -39,10 +49,10 @@ class Browser:
         assert EXECUTABLE is not None
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # the browser reads commands from 3 and writes answers to 4
-        command = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        pipes = (str(theirs_in), str(theirs_out))
+        started = (EXECUTABLE, *FLAGS, f"--user-data-dir={profile}")
         self._process = subprocess.Popen(
-            ["sh", "-c", command, "sh", EXECUTABLE, *FLAGS, f"--user-data-dir={profile}"],
+            [sys.executable, "-c", AS_3_AND_4, *pipes, *started],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -54,14 +64,24 @@ class Browser:
         self.events: list[Event] = []
 
     def __enter__(self) -> Self:
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _attach(self) -> None:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         os.close(self._out)
         self._process.terminate()
         self._process.wait(TIMEOUT_S)
