@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where trials run and are noted")
     parser.add_argument("--kills", type=int, default=KILLS, help="runs to kill, of each line")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="these groups and faults, by commas; kills: kill")
+    parser.add_argument("--only", help="groups, faults and lines, by commas; every line: kill")
     parser.add_argument("--render", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--no-result", action="store_true", help="write no result file")
@@ -204,10 +204,10 @@ def _study(chosen: argparse.Namespace) -> int:
     for fault in FAULTS:
         if wanted is None or {fault.key, fault.group} & wanted:
             study.try_fault(fault)
-    if wanted is None or "kill" in wanted:
-        for count in range(1, chosen.kills + 1):  # in turns: a study that is ended has both
-            for line in LINES:
-                study.kill(line, count)
+    lines = [line for line in LINES if wanted is None or {"kill", line} & wanted]
+    for count in range(1, chosen.kills + 1):  # in turns: a study that is ended has both
+        for line in lines:
+            study.kill(line, count)
     result = study.result()
     if not chosen.no_result:
         write_result(RESULT, result)

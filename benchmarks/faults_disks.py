@@ -70,8 +70,8 @@ def full_disk(place: Place, number: int) -> str:
 
 def cut_short(place: Place, number: int) -> str:
     stage, size = (
-        *(("prepare", 20_000), ("trace", 3_000), ("calibrate", 5_000), ("prune", 40_000)),
-        *(("finetune", 20_000), ("export", 20_000), ("build", 20_000), ("package", 20_000)),
+        *(("calibrate", 5_000), ("prune", 40_000)),
+        *(("finetune", 20_000), ("package", 20_000)),
     )[number]
     project = copy_until(place.finished("ort-cpu"), place.folder / "project", stage)
     said = project.call(stage, "run", preexec_fn=limited(resource.RLIMIT_FSIZE, size))
@@ -82,7 +82,7 @@ def cut_short(place: Place, number: int) -> str:
 
 
 def read_only_disk(place: Place, number: int) -> str:
-    stage = ("prepare", "calibrate", "finetune", "verify")[number]
+    stage = ("prepare", "verify")[number]
     with disk(place.folder / "disk") as small:
         project = copy_until(place.finished("fake"), small / "project", stage)
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
@@ -182,9 +182,9 @@ FAULTS = (
           "one line with its fix; nothing under a final name; with room the same command goes on",
           6, full_disk),
     Fault("cut short", "disk", "The kernel refuses to let a file grow, so a write fails halfway.",
-          "the same", 8, cut_short),
+          "the same", 4, cut_short),
     Fault("read-only disk", "disk", "The file system of the run is mounted read-only.",
-          "the same", 4, read_only_disk),
+          "the same", 2, read_only_disk),
     Fault("no right", "disk", "The run folder belongs to another user.", "the same", 2,
           folder_of_another),
     Fault("clock", "machine", "The wall clock jumps a day back and ahead all the time.",

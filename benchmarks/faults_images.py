@@ -132,8 +132,8 @@ def few_bad_files(place: Place, number: int) -> str:
 def many_bad_files(place: Place, number: int) -> str:
     project = place.project()
     made = write_pictures(project.folder / "pictures", count=100)
-    for path in made[::5]:
-        DAMAGES[number](path)
+    for index, path in enumerate(made[::5]):
+        DAMAGES[(index + number) % len(DAMAGES)](path)
     said = project.call("prepare", "run", "--config", "plan.toml", *PICTURES, timeout_s=HANGS_S)
     return said.require_told("are corrupt", "fetch the data again")
 
@@ -221,7 +221,7 @@ FAULTS = (
           "One image of 420 is cut short, empty, text, a decompression bomb, or full of flipped "
           "bits.", "left out, and named in the data card", len(DAMAGES), few_bad_files),
     Fault("bad files", "images", "A fifth of the images are such.", "the data is refused",
-          len(DAMAGES), many_bad_files),
+          2, many_bad_files),
     Fault("odd files", "images", "Among the images are a pipe, and a link to the folder itself.",
           "the pipe is refused, the link not followed twice", 2, odd_files),
     Fault("paths", "shapes", "Spaces, quotes, umlauts, kanji and emoji in the folder's name.",

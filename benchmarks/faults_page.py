@@ -64,9 +64,10 @@ def _kills(kills: Result) -> list[str]:
         f"## Killed at a random time: {total} runs",
         "",
         "`pipeline run` is started on an empty folder; at a time drawn uniformly from the length "
-        "of an uninterrupted run its whole process group gets `kill -9`; then the same command is "
-        "given again. On `fake` latencies are a formula; on `ort-cpu` a clock decides them, so "
-        "there the budget is a count of multiply-adds, and plan and weights can repeat.",
+        "of an uninterrupted run (in processor time, since others use this machine, too) its whole "
+        "process group gets `kill -9`; then the same command is given again. On `fake` latencies "
+        "are a formula; on `ort-cpu` a clock decides them, so there the budget is a count of "
+        "multiply-adds, and plan and weights can repeat.",
         "",
         _row(["", *(f"`{line}`" for line in lines)]),
         _rule(len(lines) + 1),

@@ -62,7 +62,7 @@ def _status(pid: int) -> str:
 def killed_loader(place: Place, number: int) -> str:
     project = place.project()
     write_pictures(project.folder / "pictures", count=200)
-    flags = ("--data", "images.py:streamed", "--model", "network.py:tiny3", "--dense-epochs", "40")
+    flags = ("--data", "images.py:streamed", "--model", "network.py:tiny3", "--dense-epochs", "15")
     command = ("prepare", "run", "--config", "plan.toml", *flags)
     started = time.perf_counter()
     process = project.start(*command, "--json")
@@ -110,10 +110,10 @@ def _with_faulty_target(project: Project, how: str) -> Project:
 
 def bad_candidates(place: Place, number: int) -> str:
     """Some candidates hang, crash, or are killed in the process that measures them."""
-    how = ("hang", "crash", "killed", "crash", "killed")[number]
+    how = ("hang", "crash", "killed")[number]
     copied = copy_until(place.finished("fake"), place.folder / "project", "calibrate")
     project = _with_faulty_target(copied, how)
-    flags = ("--target", "faulty", "--watchdog", WATCHDOG_MINUTES)
+    flags = ("--target", "faulty", "--watchdog", WATCHDOG_MINUTES, "--samples", "26")
     said = project.call("calibrate", "run", *flags)
     said.require_done()
     lost = lost_candidates(project.run / "calibrate" / "latency.sqlite")
@@ -166,7 +166,7 @@ FAULTS = (
     Fault("candidates", "processes",
           "Candidates hang, crash or are killed while they are measured.",
           "each is ended by the watchdog or costs its process; it is marked, the rest is measured",
-          5, bad_candidates),
+          3, bad_candidates),
     Fault("timing", "processes", "A process that times the engine for verify is killed.",
           "one line; no certificate; the same command goes on", 2, crash_in_verify),
     Fault("NaN engine", "numbers", "The built engine answers NaN.",

@@ -7,21 +7,21 @@ import signal
 import time
 
 import numpy as np
+import onnx
 
 from targets.fake import FakeTarget
 
-SHARE = 32  # of 256: how many networks are bad
+SHARE = 8  # of 256: how many networks are bad
 
 
 class Faulty(FakeTarget):
     name = "faulty"
 
-    def build(self, onnx, out, batches=(), *, keep_fp32=()):
-        content = onnx if isinstance(onnx, bytes) else onnx.read_bytes()
+    def build(self, content, out, batches=(), *, keep_fp32=()):
         is_candidate = multiprocessing.current_process().name == "measuring"
-        if is_candidate and hashlib.sha256(content).digest()[0] < SHARE:
+        if is_candidate and is_bad(content):
             misbehave(os.environ["FAULTY"])
-        return super().build(onnx, out, batches, keep_fp32=keep_fp32)
+        return super().build(content, out, batches, keep_fp32=keep_fp32)
 
     def load(self, engine):
         loaded = super().load(engine)
@@ -29,6 +29,13 @@ class Faulty(FakeTarget):
             infer = loaded.infer_batch
             loaded.infer_batch = lambda images: infer(images) * np.float32(np.nan)
         return loaded
+
+
+def is_bad(content):
+    """By the widths: the bytes of one graph differ from time to time."""
+    graph = onnx.load_from_string(content).graph
+    shapes = sorted((weight.name, tuple(weight.dims)) for weight in graph.initializer)
+    return hashlib.sha256(repr(shapes).encode()).digest()[0] < SHARE
 
 
 def misbehave(how):
