@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 from calibration.widths import dump
 from pipeline.errors import BundleError, FingerprintError
-from pipeline.files import write_atomically
+from pipeline.files import fix_of, write_atomically
 from pipeline.foreign import (
     check_file,
     found_in,
@@ -149,9 +149,7 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Path | by
         (folder / MANIFEST).write_bytes(text)
         (folder / DIGEST).write_bytes(_digest_line(text))
     except OSError as error:
-        raise BundleError(
-            f"cannot write the bundle: {error}", fix="mend that, then run: pipeline package RUN"
-        ) from error
+        raise BundleError(f"cannot write the bundle: {error}", fix=fix_of(error)) from error
     return whole
 
 

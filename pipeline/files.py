@@ -73,12 +73,17 @@ def disk_faults_told(what: str, where: Path | None = None) -> Iterator[None]:
         name = error.filename2 or error.filename or where  # of two, the second is written to
         raise DeployError(
             f"{what}: {error.strerror or error}{f' ({name})' if name else ''}",
-            fix=_FIXES.get(error.errno or 0, "mend that and run the same command again"),
+            fix=fix_of(error),
         ) from error
     except SafetensorError as error:  # its writer has no OSError of its own
         raise DeployError(
             f"{what}: {error}", fix="free the disk, or remove the damaged file, and run it again"
         ) from error
+
+
+def fix_of(error: OSError) -> str:
+    """What to do about a fault of the disk."""
+    return _FIXES.get(error.errno or 0, "mend that and run the same command again")
 
 
 # as `write_atomically` and targets.files.replacing name them: with the writer's pid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -530,3 +531,17 @@ def test_a_source_that_vanished_is_an_error(tmp_path: Path) -> None:
     made.mkdir()
     with pytest.raises(BundleError, match="cannot write the bundle"):
         write_bundle(made, manifest_of(), {**contents(tmp_path), "x": tmp_path / "nowhere"})
+
+
+def test_a_full_disk_is_told_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "bundle"
+    made.mkdir()
+    files = contents(tmp_path)
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BundleError, match="No space left on device") as caught:
+        write_bundle(made, manifest_of(), files)
+    assert caught.value.fix == "free the disk and run the same command again"
