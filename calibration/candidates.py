@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from calibration.branches import check_graph, cut_branches
 from calibration.errors import GroupsError
 from calibration.skeleton import Skeleton
 from calibration.widths import GRAPH_ONLY, Plan, WidthVector
@@ -45,11 +46,12 @@ class Slicer:
         self._cut_dims = {
             tensor: sorted(dim for name, dim in cut if name == tensor) for tensor, _ in cut
         }
-        self._untouched = b"".join(  # initializers that no group cuts, as they stand in the graph
-            _field(GRAPH_INITIALIZER, item.SerializeToString())
+        self._untouched = {  # initializers that no group cuts, as they stand in the graph
+            item.name: _field(GRAPH_INITIALIZER, item.SerializeToString())
             for item in self._frame.graph.initializer
             if item.name not in self._cut_dims
-        )
+        }
+        check_graph(self._frame.graph, skeleton.groups.branches)
         del self._frame.graph.initializer[:]
         del self._frame.graph.value_info[:]  # stale once a width changes; runtimes infer them anew
         self._rows = [
@@ -78,9 +80,13 @@ class Slicer:
         self.skeleton.groups.check(plan)
         rows = self._kept_rows(plan)
         arrays = {tensor: self._cut(tensor, rows) for tensor in self._cut_dims}
-        head, graph = self._frame_bytes(arrays)
-        parts: list[bytes | memoryview] = [graph, self._untouched]
-        for name in arrays.keys() - set(self._convs.values()):
+        model, unread = self._frame_at(plan, arrays)
+        graph = model.graph.SerializeToString(deterministic=True)
+        model.ClearField("graph")
+        head = model.SerializeToString(deterministic=True)
+        parts: list[bytes | memoryview] = [graph]
+        parts += [data for name, data in self._untouched.items() if name not in unread]
+        for name in arrays.keys() - set(self._convs.values()) - unread:
             parts += _initializer(name, arrays[name])
         return b"".join([head, _head(MODEL_GRAPH, sum(map(len, parts))), *parts])
 
@@ -108,22 +114,23 @@ class Slicer:
             array = array[(slice(None),) * dim + (rows[tensor, dim],)]
         return np.ascontiguousarray(array)
 
-    def _frame_bytes(self, arrays: dict[str, Array]) -> tuple[bytes, bytes]:
-        """The model without its graph, and the graph without initializers."""
+    def _frame_at(
+        self, plan: Plan, arrays: dict[str, Array]
+    ) -> tuple[onnx.ModelProto, frozenset[str]]:
+        """The model without initializers and the branches that go; what went with these."""
         model = onnx.ModelProto()
         model.CopyFrom(self._frame)
         for node in model.graph.node:
             if node.name in self._convs:
                 attribute = next(a for a in node.attribute if a.name == "group")
                 attribute.i = len(arrays[self._convs[node.name]])
-        graph = model.graph.SerializeToString(deterministic=True)
-        model.ClearField("graph")
-        return model.SerializeToString(deterministic=True), graph
+        gone = self.skeleton.groups.removed(plan.widths())
+        return model, cut_branches(model.graph, gone) if gone else frozenset()
 
 
 def _rows_of(mask: NDArray[np.bool_]) -> Rows:
     kept = np.flatnonzero(mask)
-    return slice(0, len(kept)) if kept[-1] + 1 == len(kept) else kept
+    return slice(0, len(kept)) if mask[: len(kept)].all() else kept
 
 
 def _initializer(name: str, array: Array) -> Iterator[bytes | memoryview]:

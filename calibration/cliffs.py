@@ -63,7 +63,7 @@ def step_maps(groups: ChannelGroups, records: Sequence[LatencyRecord]) -> tuple[
     dense = [record for record in records if record.widths.kept == full]
     for record in records:
         others = [i for i, width in enumerate(record.widths.kept) if width != full[i]]
-        if len(others) == 1:
+        if len(others) == 1 and record.widths.kept[others[0]]:  # a branch that goes is no step
             swept.setdefault(others[0], []).append((record.widths.kept[others[0]], record))
     found = []
     for index, points in sorted(swept.items()):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.branches import Branch, membership
 from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroups, WidthVector
 
@@ -38,6 +39,7 @@ class NetworkCost:
     inputs: LinearSizes
     unit_macs: NDArray[np.float64]  # (L,): MACs of one (input, output) channel pair
     unit_weights: NDArray[np.float64]  # (L,): weights of one such pair
+    branches: NDArray[np.float64]  # (B, G): each removable branch's mean over its groups
 
     @classmethod
     def of(cls, skeleton: Skeleton) -> NetworkCost:
@@ -53,6 +55,7 @@ class NetworkCost:
             inputs=LinearSizes(inner, rows_owned(groups, names, 1)),
             unit_macs=positions * kernels,
             unit_weights=kernels,
+            branches=membership(groups.branches, groups.names),
         )
 
     def layer_macs(self, kept: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -71,6 +74,7 @@ class NetworkCost:
 def parameter_count(skeleton: Skeleton, widths: WidthVector) -> int:
     """Trained parameters at the given widths."""
     kept = dict(zip(widths.groups, widths.kept, strict=True))
+    vanished = {name for b in skeleton.groups.removed(widths) for name in held_by(b, skeleton)}
     removed: dict[tuple[str, int], int] = {}
     for group in skeleton.groups.prunable:
         for piece in group.slices:
@@ -80,7 +84,14 @@ def parameter_count(skeleton: Skeleton, widths: WidthVector) -> int:
     return sum(
         int(np.prod([size - removed.get((name, dim), 0) for dim, size in enumerate(shape)]))
         for name, shape in skeleton.parameters.items()
+        if name not in vanished
     )
+
+
+def held_by(branch: Branch, skeleton: Skeleton) -> list[str]:
+    """Trained parameters of the branch's layers."""
+    layers = set(branch.layers)
+    return [name for name in skeleton.parameters if name.rpartition(".")[0] in layers]
 
 
 def rows_owned(groups: ChannelGroups, tensors: list[str], dim: int) -> NDArray[np.float64]:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibration.cost import LinearSizes, NetworkCost, rows_owned
+from calibration.branches import membership
+from calibration.cost import LinearSizes, NetworkCost, held_by, rows_owned
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
 
@@ -29,6 +30,8 @@ class Count:
     constant: Tensor  # (T,)
     full: tuple[Tensor, ...]  # (T,) for each factor: its size in the dense network
     rows: tuple[Tensor, ...]  # (T, G) for each factor: rows that a channel of a group owns
+    branches: Tensor  # (B, G): each removable branch's mean over its groups
+    held: Tensor  # (T, B): 1 where the tensor goes with the branch, whatever its own sizes
 
     @classmethod
     def macs(cls, skeleton: Skeleton) -> Self:
@@ -45,17 +48,28 @@ class Count:
             LinearSizes(np.array(sizes, float), rows_owned(skeleton.groups, names, dim))
             for dim, sizes in enumerate(by_dim)
         ]
-        return cls._of(skeleton, np.ones(len(names)), factors)
+        held = [set(held_by(branch, skeleton)) for branch in skeleton.groups.branches]
+        table = np.array([[float(name in each) for each in held] for name in names])
+        return cls._of(skeleton, np.ones(len(names)), factors, table)
 
     @classmethod
     def _of(
-        cls, skeleton: Skeleton, constant: NDArray[np.float64], factors: Sequence[LinearSizes]
+        cls,
+        skeleton: Skeleton,
+        constant: NDArray[np.float64],
+        factors: Sequence[LinearSizes],
+        held: NDArray[np.float64] | None = None,
     ) -> Self:
+        branches = membership(skeleton.groups.branches, skeleton.groups.names)
+        if held is None:  # a layer of a branch that goes multiplies by nothing as it is
+            held = np.zeros((len(constant), len(branches)))
         return cls(
             channels=torch.from_numpy(skeleton.groups.full().as_array()).double(),
             constant=torch.from_numpy(constant),
             full=tuple(torch.from_numpy(factor.full) for factor in factors),
             rows=tuple(torch.from_numpy(factor.rows) for factor in factors),
+            branches=torch.from_numpy(branches),
+            held=torch.from_numpy(held),
         )
 
     def __call__(self, kept: Tensor) -> Tensor:
@@ -64,7 +78,10 @@ class Count:
         product = self.constant
         for full, rows in zip(self.full, self.rows, strict=True):
             product = product * (full - gone @ rows.T)
-        return product.sum(1)
+        shares = (kept.cpu().double() / self.channels) @ self.branches.T
+        # 1 while anything of the branch is kept; the slope is that of the share
+        standing = shares + ((shares > 0).double() - shares).detach()
+        return (product * (1 - (1 - standing) @ self.held.T)).sum(1)
 
     def at(self, widths: WidthVector) -> int:
         """The count of one width vector."""

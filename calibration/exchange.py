@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.database import LatencyDatabase
-from calibration.errors import DatabaseError
+from calibration.errors import DatabaseError, GroupsError
 from calibration.rows import COLUMNS, Row
 from calibration.widths import ChannelGroups, WidthVector
 from targets.errors import DeployError
@@ -145,6 +145,10 @@ def _check_widths(widths: WidthVector, groups: ChannelGroups) -> None:
     ]
     if wide:
         raise ValueError(wide[0])
+    try:
+        groups.removed(widths)
+    except GroupsError as error:
+        raise ValueError(error.message) from error
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from calibration.branches import members
 from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.skeleton import Skeleton
@@ -100,6 +101,8 @@ def group_shares(
     alone = np.tile(full, (len(full) + 1, 1))
     diagonal = np.arange(len(full))
     alone[diagonal, diagonal] = floor.as_array()
+    for branch in members(skeleton.groups.branches, skeleton.groups.names):
+        alone[np.ix_(branch, branch)] = floor.as_array()[branch]  # its groups go together
     predicted = predict(alone)
     removed = np.maximum(0.0, 1 - predicted[:-1] / predicted[-1])
     return tuple(

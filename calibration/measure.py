@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import onnx
+
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.errors import CandidateLostError, MeasuringError
@@ -54,16 +56,22 @@ class Bench:
         """Cut, build and time one width vector, interleaved with the anchor."""
         spent_on = self.phases.spent_on
         with spent_on("slice"):
-            onnx = self.slicer.at_widths(widths)
+            model = self.slicer.at_widths(widths)
         # the engine must be a file: what is timed is what would be shipped
         with scratch(self._folder()) as folder:
             path = folder / f"candidate{self.target.engine_suffix}"
             with spent_on("build"):
-                self.target.build(onnx, path, self.batches, keep_fp32=self.keep_fp32)
+                self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
             with spent_on("load"):
                 engine = self.target.load(path)
             with engine, spent_on(TIMING):
                 return compare(engine, self.anchor, precision=precision, limit_s=limit_s)
+
+    def _kept(self, widths: WidthVector, model: bytes) -> frozenset[str]:
+        """Of the nodes to keep in fp32, those that did not go with a branch."""
+        if not self.keep_fp32 or not self.slicer.skeleton.groups.removed(widths):
+            return self.keep_fp32
+        return self.keep_fp32 & {node.name for node in onnx.load_from_string(model).graph.node}
 
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector, as it is stored."""

@@ -1,6 +1,7 @@
 """The paper's LPNet (arXiv 2007.02066): three fully connected layers, kept for comparison.
 
-Input: width fractions, per-layer MACs, the same MACs in whole blocks of channels, and both totals.
+Input: width fractions, per-layer MACs, the same MACs in whole blocks of channels, both totals, and
+which removable branches stand.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Plain(nn.Module):
     def __init__(self, terms: Terms) -> None:
         super().__init__()
         self.terms = terms
-        inputs = terms.groups + 2 * terms.layers + 2
+        inputs = terms.groups + 2 * terms.layers + 2 + len(terms.get_buffer("branches"))
         self.body = nn.Sequential(
             *(nn.Linear(inputs, HIDDEN[0]), nn.ReLU()),
             *(nn.Linear(HIDDEN[0], HIDDEN[1]), nn.ReLU()),
@@ -40,7 +41,8 @@ class Plain(nn.Module):
         blocked = unit * (outputs + up_out) * (inputs + up_in)
         totals = [torch.log(macs.sum(1, keepdim=True) / dense.sum()) for macs in (exact, blocked)]
         shares = kept / terms.get_buffer("channels")
-        return torch.cat([shares, exact / dense, blocked / dense, *totals], dim=1)
+        ratios = [exact / dense, blocked / dense]
+        return torch.cat([shares, *ratios, *totals, terms.standing(kept)], dim=1)
 
     def forward(self, kept: Tensor, lifts: Lifts | None = None) -> Tensor:
         """(N, G) kept channels -> (N,) log of the latency ratio to the dense anchor."""

@@ -107,7 +107,7 @@ def widths_of(key: str) -> WidthVector:
     kept = json.loads(key)
     if not isinstance(kept, dict):
         raise ValueError(f"widths {key[:40]} do not name groups")
-    return WidthVector(tuple(kept), tuple(whole(width, 1) for width in kept.values()))
+    return WidthVector(tuple(kept), tuple(whole(width) for width in kept.values()))
 
 
 def _texts(document: Any) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ import onnx
 from calibration.errors import GroupsError
 from calibration.widths import ChannelGroups, dump, whole
 
+SCHEMA = 3  # of groups.json; 2 has no branches, and is read as that
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -48,10 +50,11 @@ class Skeleton:
 
     def _to_json(self) -> dict[str, Any]:
         return {
-            "schema": 2,
+            "schema": SCHEMA,
             "skeleton_sha256": self.sha256,
             "input_shape": list(self.input_shape),
             "groups": self.groups.to_json(),
+            "branches": [branch.to_json() for branch in self.groups.branches],
             "layers": [
                 {"tensor": item.tensor, "positions": item.positions, "shape": list(item.shape)}
                 for item in self.layers
@@ -65,9 +68,9 @@ class Skeleton:
         data = (folder / "skeleton.onnx").read_bytes()
         try:
             document = json.loads((folder / "groups.json").read_text(encoding="utf-8"))
-            if document["schema"] != 2:
+            if document["schema"] not in (2, SCHEMA):
                 raise GroupsError(
-                    f"groups.json has schema {document['schema']}, this version: 2",
+                    f"groups.json has schema {document['schema']}, this version: {SCHEMA}",
                     fix="run: pipeline trace",
                 )
             if document["skeleton_sha256"] != hashlib.sha256(data).hexdigest():
@@ -81,7 +84,7 @@ class Skeleton:
                 for item in document["layers"]
             )
             parameters = {name: _sizes(shape) for name, shape in document["parameters"].items()}
-            groups = ChannelGroups.from_json(document["groups"])
+            groups = ChannelGroups.from_json(document["groups"], document.get("branches", ()))
             _check_rows(groups, parameters)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise GroupsError(

@@ -33,6 +33,9 @@ class Terms(nn.Module):
     def __init__(self, cost: NetworkCost, block: int) -> None:
         super().__init__()
         self.block = block
+        # not stored with a predictor: the network has them
+        branches = torch.tensor(cost.branches, dtype=torch.float32)
+        self.register_buffer("branches", branches, persistent=False)
         for name, array in (
             ("channels", cost.channels),
             ("unit_macs", cost.unit_macs),
@@ -59,11 +62,13 @@ class Terms(nn.Module):
             *(("constant", 1), ("MACs", self.layers), ("widths", self.groups)),
             ("streamed weights", len(CACHES)),
         )
+        count = len(self.get_buffer("branches"))
+        last = (("branches", count),) if count else ()
         if self.block == 1:
-            return plain
+            return (*plain, *last)
         tails = (("output tails", self.layers), ("input tails", self.layers))
         whole = (("block MACs", self.layers), ("wide MACs", self.layers))
-        return (*plain, *whole, *tails, ("width tails", self.groups))
+        return (*plain, *whole, *tails, ("width tails", self.groups), *last)
 
     def dense_macs(self) -> Tensor:
         """(L,) multiply-adds of each layer at full width."""
@@ -115,7 +120,16 @@ class Terms(nn.Module):
                 macs * (up_in > 0),
                 shares * tail,
             ]
-        return torch.cat(columns, dim=1)
+        return torch.cat([*columns, self.standing(kept)], dim=1)
+
+    def standing(self, kept: Tensor) -> Tensor:
+        """(N, B) 1 for each removable branch of which anything is kept, else 0.
+
+        It stands for what costs the same at every width of the branch, such as its sum. The
+        slope is that of the branch's share.
+        """
+        shares = (kept / self.get_buffer("channels")) @ self.get_buffer("branches").T
+        return shares + ((shares > 0).to(shares.dtype) - shares).detach()
 
     def _streamed(self, outputs: Tensor, inputs: Tensor) -> Tensor:
         """(N, L) sizes -> (N, C) weights that do not come from a cache of each of CACHES."""
@@ -139,6 +153,8 @@ class Terms(nn.Module):
         macs, channels = self.dense_macs(), self.get_buffer("channels")
         parts = {
             "constant": torch.ones(1),
+            "branches": torch.full_like(self.get_buffer("branches")[:, 0], 1)
+            / max(1, len(self.get_buffer("branches"))),
             "streamed weights": torch.full((len(CACHES),), 1 / len(CACHES)),
             "widths": channels / channels.sum(),
             "width tails": channels / channels.sum(),

@@ -11,9 +11,11 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.branches import Branch, check_branches, removed
 from calibration.errors import GroupsError
 
 Kind = Literal["inner", "stream"]
+PLAN_SCHEMA = 2  # 1: no group without channels
 GRAPH_ONLY = "graph:"  # starts the names of tensors that only the ONNX skeleton has
 MOST_ROWS = 1_000_000  # of one slice; a damaged file must not fill the memory
 
@@ -77,7 +79,10 @@ class WidthVector:
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept channel indices per prunable group: immutable, made once, applied once."""
+    """Kept channel indices per prunable group: immutable, made once, applied once.
+
+    None of a group whose residual branch goes as a whole.
+    """
 
     skeleton_sha256: str  # of the dense skeleton the indices refer to
     kept: Mapping[str, tuple[int, ...]]
@@ -87,7 +92,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": PLAN_SCHEMA,
             "skeleton_sha256": self.skeleton_sha256,
             "kept": {group: list(rows) for group, rows in self.kept.items()},
         }
@@ -95,19 +100,22 @@ class Plan:
     @classmethod
     def from_json(cls, document: Any) -> Self:
         """Read a plan; GroupsError unless every index list is sorted, unique and whole."""
-        if not isinstance(document, dict) or document.get("schema") != 1:
-            raise GroupsError("not a plan of schema 1", fix="run: pipeline prune")
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if type(schema) is not int or not 1 <= schema <= PLAN_SCHEMA:
+            raise GroupsError(f"not a plan of schema 1 to {PLAN_SCHEMA}", fix="run: pipeline prune")
         kept, digest = document.get("kept"), document.get("skeleton_sha256")
         if not isinstance(kept, dict) or not isinstance(digest, str):
             raise GroupsError(
                 "the plan lacks `kept` or `skeleton_sha256`", fix="run: pipeline prune"
             )
-        return cls(digest, {str(name): _channel_indices(name, rows) for name, rows in kept.items()})
+        fewest = 1 if schema == 1 else 0
+        found = {str(name): _channel_indices(name, rows, fewest) for name, rows in kept.items()}
+        return cls(digest, found)
 
 
-def _channel_indices(name: str, rows: Any) -> tuple[int, ...]:
+def _channel_indices(name: str, rows: Any, fewest: int) -> tuple[int, ...]:
     whole = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
-    if not whole or not rows or sorted(set(rows)) != rows:
+    if not whole or len(rows) < fewest or sorted(set(rows)) != rows:
         raise GroupsError(
             f"plan: channels of {name} are not sorted, unique, whole numbers",
             fix="run: pipeline prune",
@@ -120,6 +128,7 @@ class ChannelGroups:
     """All groups of one network. Only those without a `frozen` reason have a width."""
 
     every: tuple[ChannelGroup, ...]
+    branches: tuple[Branch, ...] = ()  # that may go as a whole
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -133,10 +142,19 @@ class ChannelGroups:
         return WidthVector(self.names, tuple(group.channels for group in self.prunable))
 
     def floor(self, multiple: int) -> WidthVector:
-        """The narrowest legal width of every group."""
-        return WidthVector(
-            self.names, tuple(legal_widths(g.channels, multiple)[0] for g in self.prunable)
-        )
+        """The narrowest legal width of every group, without the branches that may go."""
+        least = tuple(legal_widths(g.channels, multiple)[0] for g in self.prunable)
+        return self.bare(WidthVector(self.names, least))
+
+    def bare(self, widths: WidthVector) -> WidthVector:
+        """The same without any of the branches that may go."""
+        gone = {name for branch in self.branches for name in branch.groups}
+        pairs = zip(widths.groups, widths.kept, strict=True)
+        return WidthVector(widths.groups, tuple(0 if n in gone else kept for n, kept in pairs))
+
+    def removed(self, widths: WidthVector) -> tuple[Branch, ...]:
+        """The branches that go at these widths; GroupsError if any other group keeps nothing."""
+        return removed(self.branches, dict(zip(widths.groups, widths.kept, strict=True)))
 
     def check(self, plan: Plan) -> None:
         """GroupsError unless the plan names exactly these groups and their channels."""
@@ -144,8 +162,9 @@ class ChannelGroups:
             raise GroupsError(
                 "the plan is for other groups than this network's", fix="run: pipeline prune"
             )
+        self.removed(plan.widths())
         for group in self.prunable:
-            if max(plan.kept[group.name]) >= group.channels:
+            if max(plan.kept[group.name], default=-1) >= group.channels:
                 raise GroupsError(
                     f"plan: {group.name} keeps channel {max(plan.kept[group.name])} "
                     f"of {group.channels}",
@@ -171,9 +190,14 @@ class ChannelGroups:
         return [_group_to_json(group) for group in self.every]
 
     @classmethod
-    def from_json(cls, document: Any) -> Self:
+    def from_json(cls, document: Any, branches: Any = ()) -> Self:
         try:
-            return cls(tuple(_group_from_json(item) for item in document))
+            found = cls(
+                tuple(_group_from_json(item) for item in document),
+                tuple(Branch.from_json(item) for item in branches),
+            )
+            check_branches(found.branches, found.names)
+            return found
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise GroupsError(
                 f"groups.json is damaged: {error or type(error).__name__}",

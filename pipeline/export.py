@@ -17,6 +17,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.unfused import unfused_session
+from pipeline.vanished import drop_sums_with_nothing
 
 INPUT, OUTPUT = "input", "output"
 OPSET = 20
@@ -98,6 +99,8 @@ def _clean(model: object, *, fold: bool) -> onnx.ModelProto:
     _drop_zero_biases(proto)
     if fold:
         _complete_shapes(proto)
+    else:
+        drop_sums_with_nothing(proto)
     return proto
 
 

@@ -83,6 +83,9 @@ class TraceOptions:
 
     batch: int = option(1, "images per call of the engine", least=1)
     residual: Literal["tied", "inner"] = option("tied", "narrow residual streams too, or not")
+    remove_blocks: bool = option(
+        False, "let residual branches go as a whole where all channels inside of them do"
+    )
 
 
 @dataclass(frozen=True)

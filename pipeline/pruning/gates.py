@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.widths import ChannelGroup, ChannelGroups, Slice
+from pipeline.pruning.emptied import let_go
 from pipeline.pruning.masking import masked as masked
 from pipeline.pruning.row_scores import row_scores, standardised
 from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
@@ -105,7 +106,7 @@ class FilterGates(nn.Module):
         settings: GateForm = GateForm(),  # noqa: B008  a frozen value
     ) -> None:
         super().__init__()
-        self.names, self.settings = groups.names, settings
+        self.names, self.settings, self.branches = groups.names, settings, groups.branches
         self.gate = nn.ModuleList(
             GroupGate(group, model, floors[group.name], settings) for group in groups.prunable
         )
@@ -117,7 +118,8 @@ class FilterGates(nn.Module):
 
     def of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group name -> (channels,) gates of these scores: what the cost counts."""
-        return {name: gate(scores[name]) for name, gate in self._named()}
+        found = {name: gate(scores[name]) for name, gate in self._named()}
+        return let_go(found, scores, self.branches)
 
     def filled(
         self, gates: Mapping[str, Tensor], scores: Mapping[str, Tensor]

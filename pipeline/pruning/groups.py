@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import onnx
@@ -159,10 +159,7 @@ def freeze_mismatches(model: nn.Module, skeleton: Skeleton) -> Skeleton:
     random batch-norm statistics, so that a shift that should have gone with its channel shows;
     two random cuts of all groups prove each of them.
     """
-    exact = sum(item.numel() for item in model.parameters()) < LARGE
-    probe = _scrambled(model, torch.float64 if exact else torch.float32)
-    images = torch.randn(2, *skeleton.input_shape[1:], generator=_rng(), dtype=torch.float64)
-    proof = _Proof(probe, images.to(next(probe.parameters()).dtype), 1e-6 if exact else 1e-4)
+    proof = Proof.of(model, skeleton)
     every = skeleton.groups
     if every.prunable and (reason := proof.mismatch(skeleton, every.names)):
         blamed = proof.blame(skeleton, every.names) or dict.fromkeys(every.names, reason)
@@ -173,8 +170,8 @@ def freeze_mismatches(model: nn.Module, skeleton: Skeleton) -> Skeleton:
                 "slicing the model's groups together changes its outputs beyond what each does",
                 fix="report this model; `--residual inner` may work meanwhile",
             )
-    del proof, probe
-    _check_onnx_cut(model, skeleton)
+    del proof
+    check_onnx_cut(model, skeleton, random_plan(skeleton, skeleton.groups.names, seed=1))
     return skeleton
 
 
@@ -191,12 +188,19 @@ def random_plan(skeleton: Skeleton, names: tuple[str, ...], seed: int = 0) -> Pl
 
 
 @dataclass(frozen=True)
-class _Proof:
+class Proof:
     """Compares gated and sliced outputs of a probe network on fixed images."""
 
     probe: nn.Module
     images: torch.Tensor
     tolerance: float  # of the largest output
+
+    @classmethod
+    def of(cls, model: nn.Module, skeleton: Skeleton) -> Self:
+        exact = sum(item.numel() for item in model.parameters()) < LARGE
+        probe = _scrambled(model, torch.float64 if exact else torch.float32)
+        images = torch.randn(2, *skeleton.input_shape[1:], generator=_rng(), dtype=torch.float64)
+        return cls(probe, images.to(next(probe.parameters()).dtype), 1e-6 if exact else 1e-4)
 
     def blame(self, skeleton: Skeleton, names: tuple[str, ...]) -> dict[str, str]:
         """The groups that fail, each with how; halving finds a few among many quickly."""
@@ -211,9 +215,10 @@ class _Proof:
     def mismatch(self, skeleton: Skeleton, names: tuple[str, ...]) -> str | None:
         """How the outputs differ when the named groups are cut; None if they agree."""
         plans = [random_plan(skeleton, names, seed) for seed in (0, 1)]
-        return next((found for plan in plans if (found := self._gap(skeleton, plan))), None)
+        return next((found for plan in plans if (found := self.gap(skeleton, plan))), None)
 
-    def _gap(self, skeleton: Skeleton, plan: Plan) -> str | None:
+    def gap(self, skeleton: Skeleton, plan: Plan) -> str | None:
+        """How the outputs differ under one plan."""
         with torch.no_grad():
             try:
                 with masked(self.probe, skeleton.groups, plan):
@@ -229,8 +234,8 @@ class _Proof:
         )
 
 
-def _check_onnx_cut(model: nn.Module, skeleton: Skeleton) -> None:
-    plan = random_plan(skeleton, skeleton.groups.names, seed=1)
+def check_onnx_cut(model: nn.Module, skeleton: Skeleton, plan: Plan) -> None:
+    """ModelError unless the cut skeleton computes what the cut torch model does."""
     images = torch.randn(*skeleton.input_shape, generator=_rng())
     small = shrink(model, skeleton, plan).eval()
     with torch.no_grad():

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from calibration.branches import Branch
 from calibration.widths import ChannelGroups, Plan, Slice
+from pipeline.pruning.emptied import any_open
 
 
 @contextlib.contextmanager
@@ -34,6 +36,10 @@ def gated(
                     ask = functools.partial(_rows_gate, group.name, _index(piece, module), gates)
                     for hook in _hooks(module, ask):
                         stack.callback(hook.remove)
+        for branch in groups.branches:  # without its channels it adds a constant: it goes with them
+            ask = functools.partial(_branch_gate, branch, gates)
+            for hook in _hooks(model.get_submodule(branch.name), ask):
+                stack.callback(hook.remove)
         yield
 
 
@@ -58,6 +64,12 @@ def _rows_gate(
     if index is None:
         return gate
     return torch.cat([gate, gate.new_ones(1)])[index.to(gate.device)]
+
+
+def _branch_gate(branch: Branch, gates: Callable[[], Mapping[str, Tensor]]) -> Tensor:
+    """() gate of all that a branch adds."""
+    found = gates()
+    return any_open(found[name] for name in branch.groups)
 
 
 def _hooks(module: nn.Module, ask: Callable[[], Tensor]) -> list[RemovableHandle]:

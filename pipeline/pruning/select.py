@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.branches import members
 from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
 
@@ -53,11 +54,14 @@ class Selector:
         allowed = [self.allowed(group) for group in self.skeleton.groups.prunable]
         near = snap(start, full, self.multiple)
         kept = [max(width, widths[0]) for width, widths in zip(near, allowed, strict=True)]
+        for branch in self._branches():
+            if not any(start[index] for index in branch):
+                kept = _with(kept, dict.fromkeys(branch, 0))
         worth = [_cumulative(scores[name]) for name in self.skeleton.groups.names]
         while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
-            kept[best[0]] = best[1]
+            kept = best
         while best := self._best(kept, worth, +1, aim):
-            kept[best[0]] = best[1]
+            kept = best
         return self.plan(scores, self._fast_side(kept))
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
@@ -90,25 +94,46 @@ class Selector:
         worth: list[NDArray[np.float64]],
         direction: int,
         limit: float,
-    ) -> tuple[int, int] | None:
-        """The best (group, width) a step in `direction`; None when no step is left."""
-        steps = [
-            (index, width)
-            for index, group in enumerate(self.skeleton.groups.prunable)
-            for width in _next(self.allowed(group), kept[index], direction)
-        ]
+    ) -> list[int] | None:
+        """The widths after the best step in `direction`; None when no step is left."""
+        steps = self._steps(kept, direction)
         if not steps:
             return None
         now = float(self._prices([kept])[0])
-        moved = self._prices([[*kept[:i], width, *kept[i + 1 :]] for i, width in steps])
-        value = np.array([abs(worth[i][width] - worth[i][kept[i]]) for i, width in steps])
+        moved = self._prices([_with(kept, step) for step in steps])
+        value = np.array(
+            [sum(abs(worth[i][w] - worth[i][kept[i]]) for i, w in step.items()) for step in steps]
+        )
         price = np.maximum(np.abs(moved - now), 1e-6 * now)
         rank = value / price if direction > 0 else -value / price
         # a wiggle of a predictor must not reward growth, nor shrinking that saves nothing
         useful = moved <= limit if direction > 0 else moved < now
-        if not useful.any():
-            return None if direction > 0 else steps[int(np.argmax(rank))]
-        return steps[int(np.argmax(np.where(useful, rank, -np.inf)))]
+        if useful.any():
+            rank = np.where(useful, rank, -np.inf)
+        elif direction > 0:
+            return None
+        return _with(kept, steps[int(np.argmax(rank))])
+
+    def _steps(self, kept: list[int], direction: int) -> list[dict[int, int]]:
+        """Changes of widths, by group: each one step, or a whole branch from its floor or to it."""
+        groups = self.skeleton.groups.prunable
+        steps = [
+            {index: width}
+            for index, group in enumerate(groups)
+            for width in _next(self.allowed(group), kept[index], direction)
+            if kept[index]
+        ]
+        for branch in self._branches():
+            floor = {index: self.allowed(groups[index])[0] for index in branch}
+            if direction > 0 and not any(kept[index] for index in branch):
+                steps.append(floor)
+            elif direction < 0 and floor == {index: kept[index] for index in branch}:
+                steps.append(dict.fromkeys(branch, 0))
+        return steps
+
+    def _branches(self) -> list[list[int]]:
+        """Groups of each branch that may go."""
+        return members(self.skeleton.groups.branches, self.skeleton.groups.names)
 
 
 def allowed_widths(group: ChannelGroup, multiple: int, min_width: float) -> tuple[int, ...]:
@@ -118,9 +143,13 @@ def allowed_widths(group: ChannelGroup, multiple: int, min_width: float) -> tupl
 
 
 def narrowest(groups: ChannelGroups, multiple: int, min_width: float) -> WidthVector:
-    """The least width of every group."""
+    """The least width of every group, while its branch stays."""
     widths = (allowed_widths(group, multiple, min_width)[0] for group in groups.prunable)
     return WidthVector(groups.names, tuple(widths))
+
+
+def _with(kept: Sequence[int], step: Mapping[int, int]) -> list[int]:
+    return [step.get(index, width) for index, width in enumerate(kept)]
 
 
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
@@ -149,4 +178,4 @@ def uniform_widths(selector: Selector, aim: float) -> WidthVector:
         kept = tuple(np.maximum(near, floor.as_array()).tolist())
         if selector.price(np.array([kept], float))[0] <= aim:
             return WidthVector(groups.names, kept)
-    return floor
+    return groups.bare(floor)

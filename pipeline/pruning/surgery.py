@@ -10,6 +10,7 @@ from torch import nn
 from calibration.skeleton import Skeleton
 from calibration.widths import GRAPH_ONLY, Plan
 from pipeline.errors import GroupsError
+from pipeline.pruning.emptied import empty
 
 
 def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
@@ -37,6 +38,7 @@ def shrink(model: nn.Module, skeleton: Skeleton, plan: Plan) -> nn.Module:
             _count_down(small, tensor, len(rows))
     for module in small.modules():
         _refresh_sizes(module)
+    empty(small, skeleton.groups.removed(plan.widths()))
     return small
 
 

@@ -118,7 +118,7 @@ class ClosedLoop:
         if not options.min_width:  # calibration measured the floor
             return
         multiple = self.solving.target.channel_multiple
-        least = narrowest(skeleton.groups, multiple, options.min_width)
+        least = skeleton.groups.bare(narrowest(skeleton.groups, multiple, options.min_width))
         kept = torch.tensor([least.kept], dtype=torch.float32)
         low, _ = self.lpnet.interval_ms(kept)
         if float(low) > self.limit.p50_ms:

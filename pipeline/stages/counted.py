@@ -38,7 +38,7 @@ class CountLimit:
         name, make_count = COUNTS[options.objective]
         count, budget = make_count(skeleton), Budget.parse(options.budget)
         dense = count.at(skeleton.groups.full())
-        least = narrowest(skeleton.groups, multiple, options.min_width)
+        least = skeleton.groups.bare(narrowest(skeleton.groups, multiple, options.min_width))
         floor, most = count.at(least), budget.as_count(dense)
         if floor > most:
             raise BudgetUnreachableError(

@@ -12,16 +12,18 @@ from pipeline.files import write_atomically
 from pipeline.options import ExportOptions, TraceOptions
 from pipeline.run import Context
 from pipeline.stages.common import compact_model, data_of, dense_model
+from pipeline.stages.removed_nodes import named_as_before
 from pipeline.unfused import run_onnx
 
 PARITY_IMAGES = 64
+COMPACT = "model.onnx"
 
 
 def execute(context: Context) -> None:
     tolerance = context.options(ExportOptions).parity_tolerance
     parity = {
         "dense": _export(context, dense_model(context), "dense.onnx", tolerance),
-        "pruned": _export(context, compact_model(context), "model.onnx", tolerance),
+        "pruned": _export(context, compact_model(context), COMPACT, tolerance),
     }
     context.write_json("export.json", {"parity": parity, "tolerance": tolerance})
 
@@ -31,6 +33,8 @@ def _export(
 ) -> dict[str, float | int]:
     images = whole_batches(context)
     data = export_onnx(model, images[: context.run.options("trace", TraceOptions).batch])
+    if file == COMPACT:
+        data = named_as_before(context.run, data)
     with torch.no_grad():
         expected = model(images).numpy()
     difference = np.abs(run_onnx(data, images.numpy()) - expected)

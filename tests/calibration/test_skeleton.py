@@ -42,8 +42,8 @@ def test_files_of_different_traces_are_refused(saved: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(saved: Path) -> None:
-    change(saved, schema=3)
-    with pytest.raises(GroupsError, match="schema 3"):
+    change(saved, schema=4)
+    with pytest.raises(GroupsError, match="schema 4"):
         Skeleton.open(saved)
 
 

@@ -97,8 +97,16 @@ def test_a_plan_round_trips() -> None:
     assert plan.widths() == WidthVector(("conv0", "conv1"), (3, 1))
 
 
+def test_a_plan_of_schema_1_is_read_and_has_channels_in_every_group() -> None:
+    plan = Plan(SHA, {"conv0": (0, 3), "conv1": (7,)})
+    document = plan.to_json() | {"schema": 1}
+    assert Plan.from_json(document) == plan
+    document["kept"]["conv1"] = []
+    with pytest.raises(GroupsError, match="channels of conv1"):
+        Plan.from_json(document)
+
+
 BAD_ROWS: list[Any] = [
-    [],
     [3, 1],
     [1, 1],
     [-1, 2],
@@ -129,7 +137,7 @@ def test_damaged_channel_lists_are_refused(rows: Any) -> None:
         [],
         "plan",
         {},
-        {"schema": 2, "skeleton_sha256": SHA, "kept": {"a": [0]}},
+        {"schema": 3, "skeleton_sha256": SHA, "kept": {"a": [0]}},
         {"schema": 1, "kept": {"a": [0]}},
         {"schema": 1, "skeleton_sha256": 5, "kept": {"a": [0]}},
         {"schema": 1, "skeleton_sha256": SHA},
