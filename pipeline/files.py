@@ -44,10 +44,13 @@ def _named_when_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, *, below: bool = True) -> None:
-    """Remove temporary files of processes that were killed; nobody else may be writing there."""
-    for path in folder.rglob(".*") if below else folder.glob(".*"):
-        if _UNFINISHED.fullmatch(path.name) and path.is_file():
-            path.unlink()
+    """Remove what processes that were killed left; nobody else may be writing there."""
+    for path in list(folder.rglob(".*") if below else folder.glob(".*")):
+        if _UNFINISHED.fullmatch(path.name):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -86,7 +89,7 @@ def fix_of(error: OSError) -> str:
     return _FIXES.get(error.errno or 0, "mend that and run the same command again")
 
 
-# as `write_atomically` and targets.files.replacing name them: with the writer's pid
+# as `write_atomically`, `replace_folder` and targets.files.replacing name them, with their pid
 _UNFINISHED = re.compile(r"\..+\.\d+(\.partial(\..+)?)?")
 _FIXES = {
     errno.ENOSPC: "free the disk and run the same command again",
@@ -100,9 +103,14 @@ _FIXES = {
 
 
 def replace_folder(folder: Path, final: Path) -> None:
-    if final.exists():
-        shutil.rmtree(final)
+    """Give a folder its final name; what had it is there whole, or under a name of its own."""
+    if not final.exists():
+        folder.rename(final)
+        return
+    old = final.with_name(f".{final.name}.{os.getpid()}")
+    final.rename(old)
     folder.rename(final)
+    shutil.rmtree(old)
 
 
 def json_in(path: Path) -> Any:

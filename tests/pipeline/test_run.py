@@ -274,7 +274,7 @@ def test_failed_rerun_keeps_the_earlier_result(workshop: Workshop) -> None:
     assert workshop.run(often=True) == ["use"]
 
 
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("step", range(6))
 def test_kill_while_everything_gets_its_final_name(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -297,7 +297,11 @@ def test_kill_while_everything_gets_its_final_name(
         patch.setattr(Path, "rename", or_killed(Path.rename))
         with pytest.raises(Killed):
             workshop.run("use", size=2)
-    workshop.run(size=2)
+    if (workshop.folder / "shop").exists():  # never half of it under its final name
+        assert (workshop.folder / "shop" / "sign.txt").exists()
+    with workshop.opened(size=2).locked():
+        workshop.run(size=2)
+    assert [path.name for path in workshop.folder.rglob(".*")] == [".lock"]
     assert (workshop.folder / "shop" / "sign.txt").read_text() == "made anew, used"
     assert workshop.run(size=2) == []
 
