@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,14 +76,16 @@ def recertify(folder: Path, out: Path, data: str | None, key: Path | None, **fla
     """Build and certify a bundle anew for this runtime, driver or device.
 
     Plan and weights stay. The old bundle is not touched, and its engine also lies in the new one
-    under previous/, for a rollback; recertification.json there says what changed.
+    under previous/, for a rollback; recertification.json and report.html there say what changed.
+    The new bundle is written whatever the verdict is; the exit code tells it.
     """
 
     def work() -> None:
         from pipeline.recertify import recertify as again
 
-        asked = _recheck(folder, data, key, flags)
-        click.echo(json.dumps(again(asked, out), indent=1))
+        certificate = again(_recheck(folder, data, key, flags), out)
+        click.echo(json.dumps(certificate, indent=1))
+        _judge(certificate, fix="serve with the old engine, or run the line again for this set-up")
 
     guarded(work)
 
@@ -93,11 +96,15 @@ def verify_bundle(folder: Path, bundle_data: str | None, key: Path | None, **fla
 
     found = again(_recheck(folder, bundle_data, key, flags))
     click.echo(json.dumps(found, indent=1))
+    _judge(found, fix="run: pipeline recertify BUNDLE")
+
+
+def _judge(found: Mapping[str, Any], *, fix: str) -> None:
+    """The verdict as an error, which has its exit code."""
     if found["verdict"] == "missed":
-        raise BudgetMissedError(
-            f"the engine misses the certified budget of {found['budget_ms']:.3f} ms here",
-            fix="run: pipeline recertify BUNDLE",
-        )
+        budget = found["budget_ms"]
+        here = "" if budget is None else f" of {budget:.3f} ms here"  # None: a count
+        raise BudgetMissedError(f"the engine misses the certified budget{here}", fix=fix)
     if found["verdict"] == "inconclusive":
         raise InconclusiveError(
             "too noisy, or too few processes, for a verdict", fix="raise --processes"

@@ -135,7 +135,7 @@ def verdict(certificate: Mapping[str, Any], blocks: BlockRun) -> str:
     """The budget in ms, as certified, against the engine here; a count cannot have changed."""
     if certificate.get("budget_ms") is None:
         return str(certificate.get("verdict"))
-    budget = Budget.parse(f"{stated(certificate, 'budget_ms')}ms")
+    budget = Budget(stated(certificate, "budget_ms"), "ms")
     percentile = str(certificate.get("percentile", "p50")).removeprefix("p")
     if percentile not in ("50", "90", "99"):
         raise BundleError("the certificate's percentile is none", fix=REPACK)

@@ -12,8 +12,8 @@ def ms(value: float | None) -> str:
     """Milliseconds with about four significant digits, so that columns line up."""
     if value is None:
         return ABSENT
-    decimals = 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 1
-    return f"{value:.{decimals}f}"
+    decimals = [limit for limit in (100, 10, 1, 0.1, 0.01) if value < limit]
+    return f"{value:.{1 + len(decimals)}f}"
 
 
 def times(value: float | None) -> str:

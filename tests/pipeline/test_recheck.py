@@ -24,9 +24,15 @@ FAST = ("--processes", "5", "--block-seconds", "0.01")
 
 
 def make(
-    folder: Path, *, change: float = 0.0, extra: dict[str, bytes] | None = None, **manifest: Any
+    folder: Path,
+    *,
+    change: float = 0.0,
+    extra: dict[str, bytes] | None = None,
+    certified: dict[str, Any] | None = None,
+    **manifest: Any,
 ) -> Path:
-    """A bundle whose torch said what the engine says, but for `change`."""
+    """A bundle whose torch said what the engine says, but for `change`; `certified`: what its
+    certificate states otherwise."""
     folder.mkdir(parents=True)
     target, model = load_target("fake", OPTIONS), tiny_model().SerializeToString()
     engine = target.build(model, folder.parent / "engine.json").engine
@@ -45,6 +51,7 @@ def make(
         "percentile": "p50",
         "latency_ms": {"engine": {"p50": latency / 2}},
         "engine_bytes": {"dense": 10, "pruned": engine.stat().st_size},
+        **(certified or {}),
     }
     files: dict[str, Path | bytes] = {
         "engine.json": engine,
@@ -147,6 +154,28 @@ def test_recertify_makes_tritons_warnings_anew(
     assert "exactly 1 image" in fixed
     assert (doubt, name) == ("# of this machine", 'name: "tiny"')
     assert new.read("triton/tiny/1/model.json") == new.read(new.manifest.engine)
+
+
+@pytest.mark.parametrize("command", ["verify", "recertify"])
+@pytest.mark.parametrize(
+    ("certified", "message"),
+    [
+        ({"budget_ms": 1e-6}, "misses the certified budget of 0.000 ms here"),
+        ({"budget_ms": None, "verdict": "missed"}, "misses the certified budget\n"),
+    ],
+)
+def test_a_missed_budget_is_the_exit_code(
+    tmp_path: Path, command: str, certified: dict[str, Any], message: str
+) -> None:
+    made = make(tmp_path / "made" / "bundle", certified=certified)
+    out = tmp_path / "again"
+    flags = ("--out", out) if command == "recertify" else ()
+    result = invoke(command, made, *flags, *FAST)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert json.loads(result.stdout)["verdict"] == "missed"
+    if command == "recertify":
+        assert Bundle.open(out).certificate["verdict"] == "missed"
 
 
 def test_recertify_twice_keeps_one_previous(bundle: Path, tmp_path: Path) -> None:
