@@ -64,7 +64,8 @@ def test_the_workflow_calibrates_and_checks(
     done = CliRunner().invoke(main, check)
     assert done.exit_code == 0, done.output
     assert "calibrate" not in done.stdout
-    for written in ("latency.xml", "latency/history.jsonl", "latency/badge.svg", "summary.md"):
+    files = ("latency.xml", "latency.html", "latency/history.jsonl", "latency/badge.svg")
+    for written in (*files, "summary.md"):
         assert Path(written).exists(), written
     measured(noisy(1.2, 0.003))
     assert CliRunner().invoke(main, check).exit_code == 1
