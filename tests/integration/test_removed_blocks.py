@@ -1,0 +1,48 @@
+"""A budget below the narrowest widths, met by a network without its residual branch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+
+from pipeline.bundle import Bundle
+
+from .project import complaint_of, invoke
+from .test_counted_run import macs_of
+
+SHARE = 0.1  # the narrowest widths alone leave 0.15 of the multiply-adds
+TRACED = ("--residual", "inner", "--remove-blocks")
+
+
+def test_a_bundle_without_its_block(run_until: Callable[[str], Path]) -> None:
+    folder = run_until("trace")
+    budget = ("--objective", "flops", "--budget", f"{SHARE}x")
+    quick = ("--no-counterfactual", "--cold-starts", "0", "--no-cliffs", "--finetune-epochs", "1")
+    result = invoke("run", "--out", folder, *TRACED, *budget, *quick, "--json")
+    assert result.exit_code == 0, result.stderr
+    certificate = json.loads(result.stdout)
+    assert certificate["verdict"] == "met"
+    assert certificate["macs"]["pruned"] <= SHARE * certificate["macs"]["dense"]
+    bundle = Bundle.open(folder / "bundle")
+    plan = json.loads(bundle.read("plan.json"))
+    assert plan["schema"] == 2
+    assert [name for name, kept in plan["kept"].items() if not kept] == ["conv3"]
+    graph = onnx.load(bundle.path("model.onnx")).graph
+    assert macs_of(bundle.path("model.onnx")) == certificate["macs"]["pruned"]
+    # the names that the nodes have in the dense graph
+    names = [node.name for node in graph.node if node.op_type in ("Conv", "Add", "Gemm")]
+    assert names == ["Conv_0", "Conv_1", "Gemm_0"]
+
+
+def test_with_narrower_widths_alone_the_budget_is_out_of_reach(
+    run_until: Callable[[str], Path],
+) -> None:
+    folder = run_until("trace")
+    assert invoke("trace", folder, "--residual", "inner").exit_code == 0
+    assert invoke("calibrate", folder, "--no-cliffs").exit_code == 0
+    result = invoke("prune", folder, "--objective", "flops", "--budget", f"{SHARE}x", "--json")
+    message, _ = complaint_of(result)
+    assert "is below the floor" in message
