@@ -137,7 +137,7 @@ def _judged(subject: Subject, work: Path, meaning: object, watch: Watch) -> tupl
     except HangError:
         return "hung", f"{LIMIT_S} s"
     except DeployError as error:
-        return _refusal(subject, error)
+        return _refusal(subject, work, error)
     except BaseException as error:  # noqa: B036  (that it is none is what is tested)
         return "crashed", f"{type(error).__name__}: {error}"[:500]
     finally:
@@ -148,13 +148,14 @@ def _judged(subject: Subject, work: Path, meaning: object, watch: Watch) -> tupl
     return ("other" if subject.forged else "accepted"), ""
 
 
-def _refusal(subject: Subject, error: DeployError) -> tuple[str, str]:
+def _refusal(subject: Subject, work: Path, error: DeployError) -> tuple[str, str]:
     said = str(error)
     if not isinstance(error, subject.refusal):
         return "unclear", f"{type(error).__name__}: {said}"[:500]
     if "\n" in said or not said.isprintable() or len(said) > MAX_MESSAGE or not error.fix:
         return "unclear", f"{type(error).__name__}, fix {error.fix!r}: {said!r}"[:500]
-    return "refused", error.message.partition(":")[0][:60]
+    # the folder is another one in every child, and no part of what was said
+    return "refused", error.message.replace(f"{work}/", "").partition(":")[0][:60]
 
 
 def _copy(sound: Path, work: Path) -> None:

@@ -68,9 +68,14 @@ def _row(name: str, case: Document) -> str:
         f"{ours['spearman']:.3f}",
         f"{case['interval']['coverage']:.0%}",
         f"{best}: {others[best]['mean']:.1%}, {others[best]['within_5']:.0%}",
-        f"{case['repeat']['mean']:.1%}, {case['repeat']['within_5']:.0%}",
+        _repeat(case.get("repeat")),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _repeat(found: Document | None) -> str:
+    """Of a result that is older than second measurements: not known."""
+    return "–" if found is None else f"{found['mean']:.1%}, {found['within_5']:.0%}"
 
 
 def _method(name: str, cases: Document) -> str:
