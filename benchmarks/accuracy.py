@@ -64,7 +64,7 @@ class Study:
         folder, form = self.folder / "base", self.form
         weights = self.given.weights / f"{self.network}-cifar10.safetensors"
         self._prepare(folder, weights, form.adapt_epochs, lr="0.02")
-        stage("trace", folder, "--residual", "inner")
+        stage("trace", folder, "--residual", "inner", "--remove-blocks")
         limits = ("--samples", str(form.samples), "--lpnet-error", "1%")
         stage("calibrate", folder, "--target", "ort-cpu", "--threads", "1", *limits)
         return folder
