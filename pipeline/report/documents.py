@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,7 @@ FILES = {
     "latency": "verify/latency.json",
     "flips": "verify/flips.json",
 }
-_STAGES = ("prepare", "trace", "calibrate", "prune", "finetune", "build", "verify")
+STAGES = ("prepare", "trace", "calibrate", "prune", "finetune", "build", "verify")
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class Documents:
     flips: Document | None = None  # test images whose label a step changed
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path, only: Collection[str] = tuple(FILES)) -> Self:
         """MissingInputError if no stage has run; DeployError if a document is damaged."""
-        found = {name: _read(folder / file) for name, file in FILES.items()}
+        found = {name: _read(folder / FILES[name]) for name in only}
         if all(document is None for document in found.values()):
             raise MissingInputError(f"{folder} has no results yet", fix="run: pipeline prepare RUN")
         return cls(**found)
 
     def missing_stages(self) -> tuple[str, ...]:
-        return tuple(stage for stage in _STAGES if getattr(self, stage) is None)
+        return tuple(stage for stage in STAGES if getattr(self, stage) is None)
 
     def first(self, key: str) -> Any:
         """The value of `key` where the latest stage that states it has it; None if none does."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline.errors import DeployError
 from pipeline.report import MANIFEST, render_check, render_report
-from pipeline.report.documents import FILES, Document, Documents
+from pipeline.report.documents import FILES, STAGES, Document, Documents
 from pipeline.report.numbers import ABSENT, ms, percent, points, times
 from pipeline.report.rendering import damage_told, record_in, render_template
 
@@ -128,7 +128,7 @@ def _refuse_outside(folder: Path, run: Path) -> None:
 
 
 def _of_run(path: Path) -> dict[str, Any]:
-    documents = Documents.read(path)
+    documents = Documents.read(path, STAGES)
     known = {key: str(documents.first(key) or ABSENT) for key in ("model", "target", "budget")}
     found = known | {"at": _last_event(path)}
     if documents.verify is None:
