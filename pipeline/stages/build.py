@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.options import BuildOptions
 from pipeline.run import Context
 from pipeline.serving import settled_keep_fp32, target_of
-from pipeline.stages.common import build_engine
+from pipeline.stages.common import build_engine, plan_of, skeleton_of
 from pipeline.stages.precision import Referee
 from pipeline.stages.removed_nodes import still_there
 
@@ -21,7 +21,8 @@ def execute(context: Context) -> None:
     dense = context.partial / f"dense{target.engine_suffix}"
     referee, keep = Referee(context, target), settled_keep_fp32(context.run)
     made_dense = referee.build(context.run.read("export", "dense.onnx").read_bytes(), dense, keep)
-    made = referee.build(model, engine, still_there(context.run, keep))
+    there = still_there(keep, skeleton_of(context.run), plan_of(context.run)) if keep else ()
+    made = referee.build(model, engine, there)
     builds = [{"seconds": made.seconds, **_describe(engine), "file": None}]
     for index in range(1, context.options(BuildOptions).builds):
         repeat = engine.with_stem(f"repeat{index}")

@@ -11,7 +11,7 @@ from pipeline.export import export_onnx
 from pipeline.files import write_atomically
 from pipeline.options import ExportOptions, TraceOptions
 from pipeline.run import Context
-from pipeline.stages.common import compact_model, data_of, dense_model
+from pipeline.stages.common import compact_model, data_of, dense_model, plan_of, skeleton_of
 from pipeline.stages.removed_nodes import named_as_before
 from pipeline.unfused import run_onnx
 
@@ -34,7 +34,7 @@ def _export(
     images = whole_batches(context)
     data = export_onnx(model, images[: context.run.options("trace", TraceOptions).batch])
     if file == COMPACT:
-        data = named_as_before(context.run, data)
+        data = named_as_before(data, skeleton_of(context.run), plan_of(context.run))
     with torch.no_grad():
         expected = model(images).numpy()
     difference = np.abs(run_onnx(data, images.numpy()) - expected)

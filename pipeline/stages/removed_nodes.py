@@ -11,24 +11,13 @@ from collections.abc import Sequence
 import onnx
 
 from calibration.candidates import Slicer
-from pipeline.run import Run
-from pipeline.stages.common import plan_of, skeleton_of
+from calibration.skeleton import Skeleton
+from calibration.widths import Plan
 
 
-def cut_nodes(run: Run) -> dict[str, list[str]]:
-    """Operator -> names of the nodes that the plan leaves; empty if it removes no branch."""
-    skeleton, plan = skeleton_of(run), plan_of(run)
-    if not skeleton.groups.removed(plan.widths()):
-        return {}
-    found: dict[str, list[str]] = defaultdict(list)
-    for node in onnx.load_from_string(Slicer(skeleton).slice(plan)).graph.node:
-        found[node.op_type].append(node.name)
-    return found
-
-
-def named_as_before(run: Run, model: bytes) -> bytes:
+def named_as_before(model: bytes, skeleton: Skeleton, plan: Plan) -> bytes:
     """The compact network's graph with the names that its nodes have in the dense one's."""
-    before = cut_nodes(run)
+    before = _left(skeleton, plan)
     if not before:
         return model
     proto = onnx.load_from_string(model)
@@ -44,7 +33,18 @@ def named_as_before(run: Run, model: bytes) -> bytes:
     return renamed
 
 
-def still_there(run: Run, names: Sequence[str]) -> tuple[str, ...]:
+def still_there(names: Sequence[str], skeleton: Skeleton, plan: Plan) -> tuple[str, ...]:
     """Of these nodes, those that did not go with a branch."""
-    left = {name for each in cut_nodes(run).values() for name in each} if names else set()
-    return tuple(name for name in names if not left or name in left)
+    dense = {node.name for node in skeleton.proto().graph.node}
+    left = {name for each in _left(skeleton, plan).values() for name in each} or dense
+    return tuple(name for name in names if name in left or name not in dense)
+
+
+def _left(skeleton: Skeleton, plan: Plan) -> dict[str, list[str]]:
+    """Operator -> names of the nodes that the plan leaves; empty if it removes no branch."""
+    if not skeleton.groups.removed(plan.widths()):
+        return {}
+    found: dict[str, list[str]] = defaultdict(list)
+    for node in onnx.load_from_string(Slicer(skeleton).slice(plan)).graph.node:
+        found[node.op_type].append(node.name)
+    return found

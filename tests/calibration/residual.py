@@ -24,9 +24,11 @@ def residual(inner: tuple[int, ...] = (16, 32)) -> Skeleton:
         shapes |= {f"{start}.weight": (width, STREAM, 1, 1), f"{start}.bias": (width,)}
         shapes |= {f"{end}.weight": (STREAM, width, 1, 1), f"{end}.bias": (STREAM,)}
         nodes += [
-            helper.make_node("Conv", [f"x{index}", f"{start}.weight", f"{start}.bias"], [start]),
+            helper.make_node(
+                "Conv", [f"x{index}", f"{start}.weight", f"{start}.bias"], [start], start
+            ),
             helper.make_node("Relu", [start], [f"{start}.on"]),
-            helper.make_node("Conv", [f"{start}.on", f"{end}.weight", f"{end}.bias"], [end]),
+            helper.make_node("Conv", [f"{start}.on", f"{end}.weight", f"{end}.bias"], [end], end),
             helper.make_node("Add", [end, f"x{index}"], [f"x{index + 1}"], f"sum{index}"),
         ]
         branches.append(Branch(end, (start,), (start, end), f"sum{index}", f"x{index}"))

@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,10 +19,12 @@ from calibration.cost import NetworkCost, parameter_count
 from calibration.counts import Count
 from calibration.errors import GroupsError
 from calibration.feasibility import group_shares
+from calibration.measure import Bench
 from calibration.sampling import near, width_sequence
 from calibration.skeleton import Skeleton
 from calibration.terms import Terms
 from calibration.widths import ChannelGroups, Plan, WidthVector
+from targets.base import Engine, Target
 
 from .residual import STREAM, residual
 
@@ -142,6 +145,30 @@ def test_nothing_of_a_cut_branch_is_left_in_the_file(skeleton: Skeleton) -> None
     assert {"b1.start.weight", "b1.end.bias"} <= names
     assert [node.op_type for node in cut.graph.node].count("Conv") == 3
     assert [node.name for node in cut.graph.node if node.op_type == "Add"] == ["sum1"]
+
+
+class Stopped(Exception):  # noqa: N818
+    """Ends a measurement once it is known what would be built."""
+
+
+def test_nodes_that_went_are_not_asked_to_stay_in_fp32(skeleton: Skeleton) -> None:
+    asked: list[frozenset[str]] = []
+
+    def build(model: bytes, out: Path, batches: object, *, keep_fp32: frozenset[str]) -> None:
+        asked.append(keep_fp32)
+        raise Stopped
+
+    target = SimpleNamespace(build=build, engine_suffix=".onnx")
+    bench = Bench(
+        cast("Target", target),
+        Slicer(skeleton),
+        cast("Engine", None),
+        keep_fp32=frozenset({"b0.start", "b1.end"}),
+    )
+    for kept in ((16, 16, 32), (16, 0, 32)):
+        with pytest.raises(Stopped):
+            bench.compare(WidthVector(skeleton.groups.names, kept))
+    assert asked == [{"b0.start", "b1.end"}, {"b1.end"}]
 
 
 # counting
