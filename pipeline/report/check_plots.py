@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report.documents import Document
-from pipeline.report.numbers import ms
+from pipeline.report.numbers import ABSENT, ms
 from pipeline.report.plots import BAND, BLUE, GREEN, GREY, ORANGE, Figure, axis, trace
 
 RED = "#d04a4a"
+FEW = 6
 COLORS = {"pass": GREEN, "regression": RED, "inconclusive": GREY}
 
 
@@ -21,15 +22,18 @@ class Unit:
 
     title: str
     scale: float
-    sign: str
+    form: str
     hover: str  # how plotly writes y
+
+    def said(self, value: float | None) -> str:
+        return ABSENT if value is None else f"{value:{self.form}}"
 
     def __call__(self, values: Sequence[float | None]) -> list[float | None]:
         return [None if value is None else self.scale * value for value in values]
 
 
-SLOWDOWN = Unit("slowdown %", 100.0, " %", "%{y:+.2f} %")
-LATENCY = Unit("latency ms", 1.0, " ms", "%{y:.4g} ms")
+SLOWDOWN = Unit("slowdown %", 100.0, "+.2f", "%{y:+.2f} %")
+LATENCY = Unit("latency ms", 1.0, ".4g", "%{y:.4g} ms")
 
 
 def unit_of(gate: Document) -> Unit:
@@ -41,13 +45,31 @@ def looks(gate: Document) -> Figure:
     course, unit = gate["course"], unit_of(gate)
     known = [(n, *unit(i)) for n, i in enumerate(course["intervals"], 1) if i is not None]
     counts = list(range(1, len(course["values"]) + 1))
-    median = trace("median so far", counts, unit(course["medians"]), color=BLUE)
-    traces = [_band(known), _said(median, unit.hover), _limit(counts, course["limit"], unit)]
+    traces = [_band(known), _medians(course, unit), _limit(counts, course["limit"], unit)]
     label = (
         f"{gate['name']}: the interval after each fresh process. The check ends when it lies "
         "wholly below the limit, or wholly above it"
     )
-    return Figure(f"looks-{gate['name']}", label, traces, _layout("processes", unit))
+    return Figure(f"looks-{gate['name']}", label, traces, _layout("processes", len(counts), unit))
+
+
+def _medians(course: Document, unit: Unit) -> dict[str, Any]:
+    """The median so far; bars for the intervals, since a band of one look has no width."""
+    medians = [unit.scale * value for value in course["medians"]]
+    ends = [i if i is None else unit(i) for i in course["intervals"]]
+    line = trace("median so far", range(1, len(medians) + 1), medians, color=BLUE)
+    bars = {
+        "type": "data",
+        "symmetric": False,
+        "array": [0 if end is None else end[1] - m for end, m in zip(ends, medians, strict=True)],
+        "arrayminus": [
+            0 if end is None else m - end[0] for end, m in zip(ends, medians, strict=True)
+        ],
+        "thickness": 1,
+        "width": 3,
+    }
+    said = ["" if end is None else f" ({unit.said(end[0])} to {unit.said(end[1])})" for end in ends]
+    return _said(line, f"{unit.hover}%{{text}}") | {"text": said, "error_y": bars}
 
 
 def _band(known: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
@@ -65,20 +87,20 @@ def processes(gate: Document) -> Figure:
     points = trace("one process", counts, unit(course["values"]), color=BLUE, mode="markers")
     traces = [_said(points, unit.hover), _limit(counts, course["limit"], unit)]
     label = f"{gate['name']}: each fresh process on its own, in the order in which they ran"
-    return Figure(f"processes-{gate['name']}", label, traces, _layout("process", unit))
+    return Figure(f"processes-{gate['name']}", label, traces, _layout("process", len(counts), unit))
 
 
 def blocks(candidate: Document, baseline: Document | None) -> Figure:
     """The latency of each engine in each process, in ms."""
     sides = (("candidate", candidate, BLUE), ("baseline", baseline, GREY))
-    traces = []
-    for name, side, color in sides:
-        if side is not None:
-            found = side["latency"]["block_ms"]
-            counts = list(range(1, len(found) + 1))
-            traces.append(_said(trace(name, counts, found, color=color), LATENCY.hover))
+    counts = list(range(1, len(candidate["latency"]["block_ms"]) + 1))
+    traces = [
+        _said(trace(name, counts, side["latency"]["block_ms"], color=color), LATENCY.hover)
+        for name, side, color in sides
+        if side is not None
+    ]
     label = "Latency of each engine in each fresh process"
-    return Figure("blocks", label, traces, _layout("process", LATENCY))
+    return Figure("blocks", label, traces, _layout("process", len(counts), LATENCY))
 
 
 def history(found: Document) -> Figure:
@@ -95,7 +117,7 @@ def history(found: Document) -> Figure:
             said = [_of_check(checks[n]) for n in at]
             traces.append(_said(points, f"%{{text}}<br>{unit.hover}") | {"text": said})
     label = "The checks of this series, the latest on the right, and the levels between steps"
-    return Figure("history", label, traces, _layout("check", unit))
+    return Figure("history", label, traces, _layout("check", len(checks), unit))
 
 
 def _levels(levels: Sequence[Document], unit: Unit) -> dict[str, Any]:
@@ -115,7 +137,7 @@ def _of_check(check: Document) -> str:
 
 
 def _limit(counts: Sequence[int], limit: float, unit: Unit) -> dict[str, Any]:
-    ends = [counts[0] - 0.5, counts[-1] + 0.5]
+    ends = [0.5, len(counts) + 0.5]
     name = f"limit {ms(limit)} ms" if unit is LATENCY else f"limit {100 * limit:+.2f} %"
     line = trace(name, ends, unit([limit, limit]), color=ORANGE, mode="lines")
     return line | {"line": {"color": ORANGE, "dash": "dash"}, "hoverinfo": "skip"}
@@ -126,5 +148,9 @@ def _said(one: dict[str, Any], template: str) -> dict[str, Any]:
     return one | {"hovertemplate": f"{template}<extra>{one['name']}</extra>"}
 
 
-def _layout(x_title: str, unit: Unit) -> dict[str, Any]:
-    return {"xaxis": axis(x_title) | {"tickformat": "d"}, "yaxis": axis(unit.title)}
+def _layout(x_title: str, count: int, unit: Unit) -> dict[str, Any]:
+    """An axis of whole numbers from one to `count`."""
+    ticks: dict[str, Any] = {"tickformat": "d", "range": [0.5, count + 0.5]}
+    if count <= FEW:
+        ticks["dtick"] = 1  # plotly would put some between, and write them alike
+    return {"xaxis": axis(x_title) | ticks, "yaxis": axis(unit.title)}

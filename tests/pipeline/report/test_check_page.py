@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.check.boundary import Boundary
+from pipeline.check.course import Course
 from pipeline.check.history import Entry
 from pipeline.check.page import record_of
 from pipeline.check.result import CheckResult, Gate
@@ -19,9 +21,11 @@ from pipeline.report.check_page import check_page, gates, headline, latency, ste
 from pipeline.report.check_plots import COLORS
 from pipeline.report.content import Page
 from pipeline.report.plots import Figure
-from pipeline.report.rendering import render_template
+from pipeline.report.rendering import record_in, render_template
 
 from .examples import BUDGET_MS, MARGIN, check_history, check_record, check_result
+
+BOUNDARY = Boundary.of(40)
 
 
 def page_of(result: CheckResult, entries: list[Entry] | None = None) -> Page:
@@ -120,8 +124,8 @@ def test_the_looks_are_the_intervals_of_the_boundary() -> None:
     assert slowdown is not None
     assert slowdown.course is not None
     figure = figures(page_of(result))["looks-slowdown"]
-    boundary, values = Boundary.of(40), slowdown.course.values
-    expected = [(n, boundary.interval(values[:n])) for n in range(1, 16)]
+    values = slowdown.course.values
+    expected = [(n, BOUNDARY.interval(values[:n])) for n in range(1, 16)]
     known = [(n, *found) for n, found in expected if found is not None]
     assert known
     band = named(figure, "interval")
@@ -137,6 +141,41 @@ def test_the_looks_are_the_intervals_of_the_boundary() -> None:
         [100 * np.median(values[:n]) for n in range(1, 16)], rel=1e-5
     )
     assert median["y"][-1] == pytest.approx(100 * (slowdown.value or 0), rel=1e-5)
+
+
+def test_a_single_look_is_seen_too() -> None:
+    result = check_result()
+    slowdown = result.gate("slowdown")
+    assert slowdown is not None
+    assert slowdown.course is not None
+    fewest = BOUNDARY.fewest
+    course = Course.of(slowdown.course.values[:fewest], BOUNDARY, MARGIN)
+    figure = figures(page_of(replace(result, gates=(replace(slowdown, course=course),))))[
+        "looks-slowdown"
+    ]
+    bars = named(figure, "median so far")["error_y"]
+    low, high = course.intervals[-1] or (0.0, 0.0)
+    median = course.medians[-1]
+    assert bars["array"] == pytest.approx([0] * (fewest - 1) + [100 * (high - median)])
+    assert bars["arrayminus"] == pytest.approx([0] * (fewest - 1) + [100 * (median - low)])
+    said = named(figure, "median so far")["text"]
+    assert said == [""] * (fewest - 1) + [f" ({100 * low:+.2f} to {100 * high:+.2f})"]
+
+
+def test_whole_numbers_are_not_repeated_on_the_axis() -> None:
+    result = check_result()
+    one = figures(page_of(result, [Entry.of(result)]))["history"].layout["xaxis"]
+    assert (one["dtick"], one["range"]) == (1, [0.5, 1.5])
+    assert "dtick" not in figures(page_of(result))["blocks"].layout["xaxis"]
+
+
+def test_a_page_made_anew_from_its_record_is_the_same(tmp_path: Path) -> None:
+    record = check_record()
+    path = tmp_path / "check.html"
+    path.write_text(render_check(record), encoding="utf-8")
+    kept = record_in(path)
+    assert kept is not None
+    assert render_check(kept) == path.read_text(encoding="utf-8")
 
 
 def test_limits_are_drawn_in_the_unit_of_the_gate() -> None:
