@@ -15,6 +15,8 @@ from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
+EXCHANGES = 20  # at most; each makes the plan worth more
+GAINS = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
 Cost = Callable[[Tensor], Tensor]  # differentiable
 Price = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -42,27 +44,62 @@ class Selector:
     steps: Mapping[str, int] = field(default_factory=dict)
     min_width: float = 0.0  # least share of a group's channels
 
-    def choose(self, scores: Scores, start: Sequence[int], aim: float) -> Plan:
-        """The plan nearest to `start` (kept channels per group) that is priced to fit.
+    def choose(
+        self,
+        scores: Scores,
+        start: Sequence[int],
+        aim: float,
+        regard: Mapping[str, float] | None = None,
+    ) -> Plan:
+        """The plan near `start` (kept channels per group) that is priced to fit, worth most.
 
         Too dear: repeatedly take the step down that loses the least score for what it saves.
         Then use what is left: take the step up with the most score for what it costs while
         the price stays within `aim`; steps that cost nothing (inside one of the runtime's
-        channel blocks) are taken at once.
+        channel blocks) are taken at once. Then, as long as the plan gains by it, give a step up
+        for what others make of the room. `regard` weighs the groups' channels against each other
+        (1 where it is not given).
         """
-        full = self.skeleton.groups.full().kept
-        allowed = [self.allowed(group) for group in self.skeleton.groups.prunable]
-        near = snap(start, full, self.multiple)
+        names = self.skeleton.groups.names
+        worth = [_cumulative(scores[n]) * (regard or {}).get(n, 1.0) for n in names]
+        kept = self._legal(start)
+        while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
+            kept = best
+        kept = self._filled(kept, worth, aim)
+        for _ in range(EXCHANGES):
+            exchanged = self._exchanged(kept, worth, aim)
+            if exchanged is None:
+                break
+            kept = exchanged
+        return self.plan(scores, self._fast_side(kept))
+
+    def _legal(self, start: Sequence[int]) -> list[int]:
+        """The legal widths nearest to `start`; branches that it leaves out stay out."""
+        groups = self.skeleton.groups
+        near = snap(start, groups.full().kept, self.multiple)
+        allowed = [self.allowed(group) for group in groups.prunable]
         kept = [max(width, widths[0]) for width, widths in zip(near, allowed, strict=True)]
         for branch in self._branches():
             if not any(start[index] for index in branch):
                 kept = _with(kept, dict.fromkeys(branch, 0))
-        worth = [_cumulative(scores[name]) for name in self.skeleton.groups.names]
-        while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
-            kept = best
+        return kept
+
+    def _filled(self, kept: list[int], worth: list[NDArray[np.float64]], aim: float) -> list[int]:
+        """Steps up as long as one fits."""
         while best := self._best(kept, worth, +1, aim):
             kept = best
-        return self.plan(scores, self._fast_side(kept))
+        return kept
+
+    def _exchanged(
+        self, kept: list[int], worth: list[NDArray[np.float64]], aim: float
+    ) -> list[int] | None:
+        """The plan worth most that gives one step up and fills the room; None if none gains."""
+        best, most = None, _total(kept, worth) * (1 + GAINS)
+        for step in self._steps(kept, -1):
+            tried = self._filled(_with(kept, step), worth, aim)
+            if (found := _total(tried, worth)) > most and self._prices([tried])[0] <= aim:
+                best, most = tried, found
+        return best
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
         """Widths that the group may have."""
@@ -115,7 +152,11 @@ class Selector:
         return _with(kept, steps[int(np.argmax(rank))])
 
     def _steps(self, kept: list[int], direction: int) -> list[dict[int, int]]:
-        """Changes of widths, by group: each one step, or a whole branch from its floor or to it."""
+        """Changes of widths, by group: each one step, or a whole branch.
+
+        A branch goes from any widths, and comes back at its floor or whole: what its layers cost
+        at every width is saved at none but zero, so that step by step it would seem to pay least.
+        """
         groups = self.skeleton.groups.prunable
         steps = [
             {index: width}
@@ -124,11 +165,11 @@ class Selector:
             if kept[index]
         ]
         for branch in self._branches():
-            floor = {index: self.allowed(groups[index])[0] for index in branch}
-            if direction > 0 and not any(kept[index] for index in branch):
-                steps.append(floor)
-            elif direction < 0 and floor == {index: kept[index] for index in branch}:
+            stands = any(kept[index] for index in branch)
+            if direction < 0 and stands:
                 steps.append(dict.fromkeys(branch, 0))
+            elif direction > 0 and not stands:
+                steps += [{i: self.allowed(groups[i])[end] for i in branch} for end in (0, -1)]
         return steps
 
     def _branches(self) -> list[list[int]]:
@@ -150,6 +191,10 @@ def narrowest(groups: ChannelGroups, multiple: int, min_width: float) -> WidthVe
 
 def _with(kept: Sequence[int], step: Mapping[int, int]) -> list[int]:
     return [step.get(index, width) for index, width in enumerate(kept)]
+
+
+def _total(kept: Sequence[int], worth: Sequence[NDArray[np.float64]]) -> float:
+    return float(sum(of[width] for of, width in zip(worth, kept, strict=True)))
 
 
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:

@@ -7,7 +7,7 @@ paper's own form (A1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -35,6 +35,7 @@ LIVE_STEPS = 100
 GATES = 500  # ... and `gate_lr` for this many gates: of more, each has a smaller share in the loss
 # of the price at --gate-lr 1: the widths follow the aim within a few hundredths of the training
 GAIN = 30.0
+LEAST_REGARD = 0.1  # of a group whose gates all closed
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,19 @@ class WGates:
         self.refresh()
 
     def propose(self, selector: Selector, aim: float) -> Plan:
-        return selector.choose(self.scores(), self.open_widths(), aim)
+        opened = self.open_widths()
+        return selector.choose(self.scores(), opened, aim, self._regard(opened))
+
+    def _regard(self, opened: Sequence[int]) -> dict[str, float]:
+        """What a channel of each group is worth beside those of others: its open share.
+
+        Task and price have settled it: where gates closed, the task did not hold them open.
+        """
+        groups = self.skeleton.groups.prunable
+        return {
+            group.name: max(LEAST_REGARD, count / group.channels)
+            for group, count in zip(groups, opened, strict=True)
+        }
 
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""
