@@ -107,6 +107,24 @@ def test_what_is_left_goes_where_it_buys_most_score() -> None:
     assert kept == (floor[0], 32)
 
 
+def test_a_step_is_exchanged_for_more() -> None:
+    twins = chain((32, 32))
+    selector = Selector(twins, lambda kept: 10 * kept[:, 0] + kept[:, 1], MULTIPLE)
+    scores = {name: np.ones(32) for name in twins.groups.names}
+    kept = selector.choose(scores, (32, 8), 328.0).widths().kept  # nothing more fits as it stands
+    assert kept == (28, 32)
+
+
+@pytest.mark.parametrize(("regard", "wide"), [({"conv0": 0.1}, 1), ({"conv1": 0.1}, 0)])
+def test_channels_of_regarded_groups_are_kept(regard: dict[str, float], wide: int) -> None:
+    twins = chain((32, 32))
+    selector = Selector(twins, lambda kept: kept.sum(1), MULTIPLE)
+    scores = {name: np.ones(32) for name in twins.groups.names}
+    floor = twins.groups.floor(MULTIPLE).kept[0]
+    kept = selector.choose(scores, (20, 20), 32.0 + floor, regard).widths().kept
+    assert (kept[wide], kept[1 - wide]) == (32, floor)
+
+
 def test_the_best_scored_channels_are_kept(skeleton: Skeleton) -> None:
     selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
     scores = scores_of(skeleton)
