@@ -50,7 +50,7 @@ def test_limit_is_a_median(budget: str, percentile: str, budget_ms: float, p50_m
 def test_budget_below_the_floor(budget: str, percentile: str, floor: str) -> None:
     with pytest.raises(BudgetUnreachableError) as caught:
         limit_of(budget, percentile)
-    assert f"take {floor} (0.20x of dense)" in caught.value.message
+    assert f"takes {floor} (0.20x of dense)" in caught.value.message
     assert caught.value.fix == "ask for at least 0.21x"
 
 
