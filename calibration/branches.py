@@ -6,7 +6,7 @@ let go with all of its layers, and the sum is its other side, the skip, alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,11 @@ def cut_branches(graph: onnx.GraphProto, branches: Iterable[Branch]) -> frozense
             instead[node.output[0]] = instead.get(skip, skip)
         else:
             nodes.append(node)
+    return frozenset(before - keep_needed(graph, nodes))
+
+
+def keep_needed(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """Let the graph's nodes be those of `nodes`, in order, that its outputs need; what is read."""
     needed, read = [], {item.name for item in graph.output}
     for node in reversed(nodes):
         if read.intersection(node.output):
@@ -127,4 +132,4 @@ def cut_branches(graph: onnx.GraphProto, branches: Iterable[Branch]) -> frozense
             needed.append(node)
     del graph.node[:]
     graph.node.extend(reversed(needed))
-    return frozenset(before - read)
+    return read

@@ -7,6 +7,8 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
+from calibration.branches import keep_needed
+
 Shapes = dict[str, list[int]]
 
 
@@ -25,16 +27,9 @@ def drop_sums_with_nothing(proto: onnx.ModelProto) -> None:
             instead[node.output[0]] = other
     if not instead:
         return
-    read = {item.name for item in graph.output}
-    needed = []
-    for node in reversed(nodes):
-        if read.intersection(node.output):
-            read.update(node.input)
-            needed.append(node)
-    del graph.node[:]
-    graph.node.extend(reversed(needed))
+    read = keep_needed(graph, nodes)
     _keep(graph.initializer, read)
-    _keep(graph.value_info, read | {name for node in needed for name in node.output})
+    _keep(graph.value_info, read | {name for node in graph.node for name in node.output})
 
 
 def _zeros(graph: onnx.GraphProto) -> set[str]:
