@@ -52,15 +52,10 @@ def main() -> None:
     )
 
 
-def _throughput(devices: int) -> dict[str, Any]:
-    """Measure on a fleet of so many devices, their processes started and anchors built before."""
-    from chain import chain
+def _cluster(devices: int) -> Any:
+    """Nodes of Ray that have so many devices."""
     from ray.cluster_utils import Cluster
 
-    skeleton, options = chain((32, 48)), TargetOptions(batch=BATCH)
-    setup = Setup(skeleton, "sleeping", options, load_target("sleeping", options).fingerprint())
-    jobs = JOBS_A_DEVICE[devices] * devices
-    wanted = first_widths(skeleton.groups, 1, 2 * devices + jobs, seed=0)
     places = min(devices, PLACES_A_NODE)
     cluster = Cluster()
     cluster.add_node(num_cpus=0, include_dashboard=False, object_store_memory=200 * 2**20)
@@ -72,6 +67,18 @@ def _throughput(devices: int) -> dict[str, Any]:
             wait=False,
         )
     cluster.wait_for_nodes()
+    return cluster
+
+
+def _throughput(devices: int) -> dict[str, Any]:
+    """Measure on a fleet of so many devices, their processes started and anchors built before."""
+    from chain import chain
+
+    skeleton, options = chain((32, 48)), TargetOptions(batch=BATCH)
+    setup = Setup(skeleton, "sleeping", options, load_target("sleeping", options).fingerprint())
+    jobs = JOBS_A_DEVICE[devices] * devices
+    wanted = first_widths(skeleton.groups, 1, 2 * devices + jobs, seed=0)
+    cluster = _cluster(devices)
     try:
         with (
             tempfile.TemporaryDirectory() as folder,

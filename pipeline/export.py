@@ -41,15 +41,27 @@ def export_onnx(model: nn.Module, example: torch.Tensor, *, keep_names: bool = F
         )
     # a copy: a train-mode model would export its dropout, and `.eval()` would not be undone
     still = copy.deepcopy(model).cpu().eval()
+    proto = _clean(_exported(still, example.cpu(), optimize=not keep_names), fold=keep_names)
+    outputs = [item.name for item in proto.graph.output]
+    if len(outputs) != 1 or len(proto.graph.input) != 1:
+        raise ModelError(
+            f"the model has inputs {[i.name for i in proto.graph.input]} and outputs {outputs}",
+            fix="give a model with one image input and one logits output",
+        )
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
+
+
+def _exported(model: nn.Module, example: torch.Tensor, *, optimize: bool) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
-                still,
-                (example.cpu(),),
+                model,
+                (example,),
                 dynamo=True,
-                optimize=not keep_names,
+                optimize=optimize,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[INPUT],
@@ -62,15 +74,7 @@ def export_onnx(model: nn.Module, example: torch.Tensor, *, keep_names: bool = F
                 fix="make its forward traceable by torch.export",
             ) from error
     assert program is not None
-    proto = _clean(program.model, fold=keep_names)
-    outputs = [item.name for item in proto.graph.output]
-    if len(outputs) != 1 or len(proto.graph.input) != 1:
-        raise ModelError(
-            f"the model has inputs {[i.name for i in proto.graph.input]} and outputs {outputs}",
-            fix="give a model with one image input and one logits output",
-        )
-    onnx.checker.check_model(proto, full_check=True)
-    return bytes(proto.SerializeToString())
+    return program.model
 
 
 def _clean(model: object, *, fold: bool) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from pipeline.files import digest
 from pipeline.options import PackageOptions
 from pipeline.reference import REFERENCE
 from pipeline.report import render_report
-from pipeline.run import Context
+from pipeline.run import Context, Run
 from pipeline.sbom import bill_of_materials
 from pipeline.serving import target_of
 from pipeline.stages.common import skeleton_of
@@ -34,15 +34,8 @@ def execute(context: Context) -> None:
     certificate = run.document("verify", "certificate.json")
     threads = certificate["fingerprint"]["threads"]
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    files: dict[str, Path | bytes] = {
-        "certificate.json": run.read("verify", "certificate.json"),
-        engine.name: engine,
-        "model.onnx": run.read("export", "model.onnx"),
-        "plan.json": run.read("prune", "plan.json"),
-        "weights.safetensors": run.read("finetune", "weights.safetensors"),
-        REFERENCE: run.read("verify", REFERENCE),
-        "sbom.cdx.json": bill_of_materials(engine.name, digest(engine), created),
-        "report.html": render_report(run.folder).encode("utf-8"),
+    files = {
+        **_files_of(run, engine, created),
         **_triton_files(context, target, engine, name, card.classes),
     }
     manifest = Manifest(
@@ -67,6 +60,19 @@ def execute(context: Context) -> None:
     folder.mkdir()
     write_bundle(folder, manifest, files)
     Bundle.open(folder)
+
+
+def _files_of(run: Run, engine: Path, created: str) -> dict[str, Path | bytes]:
+    return {
+        "certificate.json": run.read("verify", "certificate.json"),
+        engine.name: engine,
+        "model.onnx": run.read("export", "model.onnx"),
+        "plan.json": run.read("prune", "plan.json"),
+        "weights.safetensors": run.read("finetune", "weights.safetensors"),
+        REFERENCE: run.read("verify", REFERENCE),
+        "sbom.cdx.json": bill_of_materials(engine.name, digest(engine), created),
+        "report.html": render_report(run.folder).encode("utf-8"),
+    }
 
 
 def _triton_files(
