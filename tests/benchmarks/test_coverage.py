@@ -48,8 +48,9 @@ def test_a_network_is_taken_from_its_trace_to_its_files(monkeypatch: pytest.Monk
     found = tried(monkeypatch, drift=0.0)
     assert (found["outcome"], found["groups"], found["prunable"]) == ("ok", 3, 2)
     assert found["frozen"] == {"network output": 1}
-    left = 5 / (12 * 27 + 12 + 12 * 108 + 12 + 60 + 5)  # the head's bias alone
-    assert found["share"] == pytest.approx(1 - left, abs=1e-3)
+    left = 27 + 1 + 9 + 1 + 5 + 5  # one channel of each
+    full = 12 * 27 + 12 + 12 * 108 + 12 + 60 + 5
+    assert found["share"] == pytest.approx(1 - left / full, abs=1e-3)
 
 
 def test_a_network_that_its_files_do_not_bring_back_fails(monkeypatch: pytest.MonkeyPatch) -> None:

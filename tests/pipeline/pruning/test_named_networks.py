@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from calibration.candidates import Slicer
-from pipeline.export import export_onnx, run_onnx
+from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model
 from pipeline.pruning.groups import trace
 from pipeline.pruning.surgery import shrink
+from pipeline.unfused import run_onnx
 
 from .networks import NAMED, named, relative_gap, traced
 
@@ -57,8 +58,8 @@ def test_the_sliced_skeleton_equals_the_export_of_the_shrunk_model(spec: str) ->
     network = named(spec)
     plan = network.plan(2)
     small = shrink(network.model, network.skeleton, plan)
-    exported = run_onnx(export_onnx(small, network.images), network.images)
-    sliced = run_onnx(Slicer(network.skeleton).slice(plan), network.images)
+    exported = run_onnx(export_onnx(small, network.images), network.images.numpy())
+    sliced = run_onnx(Slicer(network.skeleton).slice(plan), network.images.numpy())
     assert relative_gap(sliced, exported) < 1e-4
     with torch.no_grad():
         assert relative_gap(sliced, small(network.images).numpy()) < 1e-4
@@ -68,8 +69,8 @@ def test_the_sliced_skeleton_equals_the_export_of_the_shrunk_model(spec: str) ->
 def test_pruning_nothing_changes_no_bit(spec: str) -> None:
     network = named(spec)
     plan = network.full_plan()
-    skeleton = run_onnx(network.skeleton.onnx_bytes, network.images)
-    sliced = run_onnx(Slicer(network.skeleton).slice(plan), network.images)
+    skeleton = run_onnx(network.skeleton.onnx_bytes, network.images.numpy())
+    sliced = run_onnx(Slicer(network.skeleton).slice(plan), network.images.numpy())
     assert np.array_equal(skeleton, sliced)
     small = shrink(network.model, network.skeleton, plan)
     state = network.model.state_dict()

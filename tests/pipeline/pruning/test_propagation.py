@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from calibration.candidates import Slicer
 from calibration.widths import Plan
-from pipeline.export import run_onnx
 from pipeline.pruning.groups import trace
 from pipeline.pruning.surgery import shrink
+from pipeline.unfused import run_onnx
 
 from .networks import (
     CLASSES,
@@ -188,7 +188,9 @@ def test_what_is_prunable_is_cut_as_it_is_gated(make: Callable[[], Net]) -> None
     assert found(network) == {**PRUNABLE[make], "head": (CLASSES, OUTPUT)}
     for seed in range(3):
         assert network.gap(network.plan(seed)) < 1e-9
-        sliced = run_onnx(Slicer(network.skeleton).slice(network.plan(seed)), network.images)
+        sliced = run_onnx(
+            Slicer(network.skeleton).slice(network.plan(seed)), network.images.numpy()
+        )
         small = shrink(network.model, network.skeleton, network.plan(seed))
         with torch.no_grad():
             assert relative_gap(sliced, small(network.images).numpy()) < 1e-4

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.candidates import Slicer
-from pipeline.export import export_onnx, run_onnx
+from pipeline.export import export_onnx
 from pipeline.pruning.surgery import shrink
+from pipeline.unfused import run_onnx
 
 from .networks import (
     CLASSES,
@@ -254,7 +255,7 @@ def test_it_is_cut_as_it_is_gated(make: Callable[[], Net]) -> None:
         small = shrink(network.model, network.skeleton, plan)
         with torch.no_grad():
             logits = small(network.images).numpy()
-        cut = run_onnx(Slicer(network.skeleton).slice(plan), network.images)
+        cut = run_onnx(Slicer(network.skeleton).slice(plan), network.images.numpy())
         assert relative_gap(cut, logits) < 1e-4
-    exported = run_onnx(export_onnx(small, network.images), network.images)
+    exported = run_onnx(export_onnx(small, network.images), network.images.numpy())
     assert relative_gap(exported, logits) < 1e-4
