@@ -120,7 +120,9 @@ def parts_of(skeleton: Skeleton, records: Sequence[LatencyRecord]) -> Parts:
 
     def features(widths: Array) -> Array:
         macs = cost.layer_macs(widths).sum(1)
-        written = cost.outputs.at(widths, cost.channels) @ positions
+        # what has no input left went with its branch
+        outputs = cost.outputs.at(widths, cost.channels)
+        written = (outputs * (cost.inputs.at(widths, cost.channels) > 0)) @ positions
         return np.stack([macs, written, np.ones(len(widths))], axis=1)
 
     dense = features(full)[0]

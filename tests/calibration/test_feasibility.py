@@ -7,12 +7,13 @@ import pytest
 
 from calibration.active import Array
 from calibration.cost import NetworkCost
-from calibration.feasibility import Feasibility, Parts
+from calibration.feasibility import Feasibility, Parts, parts_of
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 
 from .chain import chain
 from .laws import ANCHOR_MS, records_of
+from .residual import STREAM, residual
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,19 @@ def test_a_disturbed_measurement_of_the_narrowest_network_is_not_the_floor(
     records = records_of(groups, first_widths(groups, 8, 60, seed=0), law)
     ours = Feasibility.of(skeleton, records, lambda kept: law(kept), floor, ANCHOR_MS)
     assert ours.floor_ratio == min(record.ratio for record in records) < 0.9
+
+
+def test_layers_of_a_removed_branch_write_nothing() -> None:
+    """Latency is what is written: each branch's full-width last layer, until the branch goes."""
+    skeleton = residual((16, 32))
+    groups, cost = skeleton.groups, NetworkCost.of(skeleton)
+
+    def law(kept: Array) -> Array:
+        on = kept[:, 1:] > 0  # stream, then the branches' inner widths
+        return np.asarray(kept[:, 0] + (on * (kept[:, 1:] + kept[:, :1])).sum(1))
+
+    drawn = first_widths(groups, 8, 60, seed=0)
+    assert any(0 in widths.kept for widths in drawn)
+    parts = parts_of(skeleton, records_of(groups, drawn, law))
+    assert cost.channels.tolist() == [STREAM, 16, 32]
+    assert parts.traffic == pytest.approx(1, abs=0.02)
