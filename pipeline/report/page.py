@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.report import evidence, plots, reach, tables
+from pipeline.report import evidence, plots, reach, structure, tables
 from pipeline.report.content import Identity, Page, Section, tables_of
 from pipeline.report.documents import Documents
 from pipeline.report.numbers import count, ms, percent, points, times
@@ -114,7 +114,11 @@ def _widths(documents: Documents) -> Section:
     figures = (plots.widths(prune),) if prune is not None and prune["widths"] else ()
     if trace is None:
         return Section("Widths", figures=figures)
-    found = tables_of(tables.feasibility(trace), tables.frozen_groups(trace))
+    found = tables_of(
+        structure.feasibility(trace),
+        structure.branches(trace, prune),
+        structure.frozen_groups(trace),
+    )
     return Section("Widths", figures=figures, tables=found)
 
 

@@ -136,25 +136,6 @@ def _known_accuracy(documents: Documents) -> Document:
     return known
 
 
-def feasibility(trace: Document) -> Table:
-    """What is left when every group has its narrowest width."""
-    rows = tuple(
-        (label, count(trace[key]), of_dense(trace[f"floor_{key}"], trace[key]))
-        for label, key in (("MACs", "macs"), ("parameters", "params"))
-    )
-    return Table("What pruning can reach at most", ("", "dense", "narrowest"), rows)
-
-
-def frozen_groups(trace: Document) -> Table | None:
-    rows = tuple(
-        (group["name"], count(group["channels"]), group["kind"], group["frozen"])
-        for group in trace["groups"]
-        if group["frozen"] is not None
-    )
-    columns = ("group", "channels", "kind", "why it stays full")
-    return Table("Frozen groups", columns, rows, id="frozen") if rows else None
-
-
 def held_out(calibration: Document) -> Table:
     """The error of the LPNet on networks that it was not fitted on."""
     error = calibration["held_out"]
