@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.readme_accuracy import accuracy
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
 from benchmarks.readme_serve import serve
@@ -39,7 +40,7 @@ def render(text: str) -> str:
         ("timing", ("timing.json", "judges.json"), _timing),
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
-        ("cifar10", ("cifar10-resnet20.json",), _cifar10),
+        ("accuracy", ("accuracy.json",), accuracy),
         ("serve", ("serve.json",), serve),
     ):
         pattern = re.compile(rf"(<!-- {name}: [^>]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -162,53 +163,6 @@ def _judged(judges: dict[str, Any]) -> str:
         "Beside outside judges on the same model, interleaved, our median differs by: "
         f"{'; '.join(told)}. The loop itself changes the median of a 1 ms engine by {loop:+.2%}."
     )
-
-
-def _cifar10(result: dict[str, Any]) -> str:
-    protocol, arms = result["protocol"], result["arms"]
-    total = int(protocol["gate_epochs"]) + int(protocol["finetune_epochs"])
-    lines = [
-        f"ResNet-20 (padding shortcuts) on CIFAR-10 as JPEG, budget {protocol['budget']}, one "
-        f"thread. {int(protocol['limit']):,} training images, {protocol['adapt_epochs']} epochs to "
-        f"adapt the given weights, then {total} epochs for each arm, same images and order; seed "
-        f"{protocol['seed']}; selected on validation (images that the given weights have seen).",
-        "",
-        "| | test top-1 % (95 %) | latency, x of dense (95 %) | parameters | MACs |",
-        "|---|---|---|---|---|",
-    ]
-    for name in ("dense, same training", "wgates", "l1", "uniform"):
-        lines.append(_arm_row(name, arms[name]))
-    return "\n".join([*lines, "", *_remark(arms), ""])
-
-
-def _arm_row(name: str, arm: dict[str, Any]) -> str:
-    test = arm["test"]
-    top1 = f"{100 * test['top1']:.2f}"
-    if "ci95" in test:
-        top1 += f" ({100 * test['ci95'][0]:.2f} to {100 * test['ci95'][1]:.2f})"
-    if "ratio_to_dense" not in arm:
-        return f"| {name} | {top1} | 1 | | |"
-    low, high = arm["ratio_ci95"]
-    ratio = f"{arm['ratio_to_dense']:.3f} ({low:.3f} to {high:.3f})"
-    return f"| {name} | {top1} | {ratio} | {arm['params']:,} | {arm['macs']:,} |"
-
-
-def _remark(arms: dict[str, Any]) -> list[str]:
-    best = max(("l1", "uniform"), key=lambda arm: arms[arm]["test"]["top1"])
-    lead = 100 * (arms["wgates"]["test"]["top1"] - arms[best]["test"]["top1"])
-    side = "ahead of" if lead > 0 else "behind"
-    widths = [arms[arm]["widths"] for arm in ("wgates", "l1", "uniform")]
-    same = (
-        " All three kept the same widths: with padding shortcuts only inner layers can go, none "
-        "below 8 channels, so the budget lies near the floor and only the choice of channels "
-        "differs."
-        if all(found == widths[0] for found in widths)
-        else ""
-    )
-    return [
-        f"One seed: W-Gates is {abs(lead):.2f} points {side} the better baseline ({best}); "
-        f"the intervals are of 10 000 test images, not of seeds.{same}"
-    ]
 
 
 if __name__ == "__main__":

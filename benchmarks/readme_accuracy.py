@@ -1,0 +1,94 @@
+"""The README's table of accuracy at equal measured latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import mean
+from typing import Any
+
+OURS, DENSE = "wgates", "dense, same training"
+Arms = dict[str, list[dict[str, Any]]]  # arm -> its outcome for each seed
+
+
+def accuracy(result: dict[str, Any]) -> str:
+    """One table a network: arms in rows, budgets in columns; then who is ahead by how much."""
+    form, studies = result["protocol"]["form"], result["studies"]
+    lines = [_protocol(form)]
+    for network in form["networks"]:
+        seeds = [study for name, study in studies.items() if name.startswith(f"{network}-seed")]
+        lines += ["", *_table(network, seeds), "", *_remarks(seeds)]
+    return "\n".join([*lines, ""])
+
+
+def _protocol(form: dict[str, Any]) -> str:
+    epochs = form["gate_epochs"] + form["finetune_epochs"]
+    return (
+        f"CIFAR-10 as JPEG, `ort-cpu`, one thread; padding shortcuts, so that widths inside of "
+        f"residual blocks and whole blocks can go. {form['images']:,} training images, "
+        f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
+        "same images and order, the dense one's too; selected on validation (images that the given "
+        "weights have seen), reported on test. tp: torch-pruning's own pruners. Cells: top-1 % "
+        "and the measured latency, all engines of a budget beside each other."
+    )
+
+
+def _table(network: str, seeds: list[dict[str, Any]]) -> Iterator[str]:
+    budgets = list(seeds[0]["budgets"])
+    yield f"| {network} | {' | '.join(budgets)} |"
+    yield "|---" * (1 + len(budgets)) + "|"
+    dense = _top1([study["dense"] for study in seeds])
+    yield f"| {DENSE} | {' | '.join([dense] * len(budgets))} |"
+    of = {budget: _arms(seeds, budget) for budget in budgets}
+    for name in dict.fromkeys(name for arms in of.values() for name in arms):
+        yield f"| {name} | {' | '.join(_cell(of[budget].get(name, [])) for budget in budgets)} |"
+
+
+def _arms(seeds: list[dict[str, Any]], budget: str) -> Arms:
+    names = dict.fromkeys(name for study in seeds for name in study["budgets"][budget])
+    return {name: [study["budgets"][budget][name] for study in seeds] for name in names}
+
+
+def _cell(outcomes: list[dict[str, Any]]) -> str:
+    """Of one arm at one budget, all seeds; an arm that could not meet it says so."""
+    done = [item for item in outcomes if "complaint" not in item]
+    if not done:
+        return "no plan met it" if outcomes else "–"
+    ratio = mean(item["ratio_to_dense"] for item in done)
+    missed = len(outcomes) - len(done)
+    return f"{_top1(done)} at {ratio:.3f}x{f'; {missed} missed it' if missed else ''}"
+
+
+def _top1(outcomes: list[dict[str, Any]]) -> str:
+    """The mean over seeds and their range; of one seed its 95 % interval over the images."""
+    tops = [100 * item["test"]["top1"] for item in outcomes]
+    found = f"{mean(tops):.2f}"
+    if len(tops) > 1:
+        return f"{found} ({min(tops):.2f} to {max(tops):.2f})"
+    if "ci95" in outcomes[0]["test"]:
+        low, high = outcomes[0]["test"]["ci95"]
+        return f"{found} ({100 * low:.2f} to {100 * high:.2f})"
+    return found
+
+
+def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
+    dense = mean(100 * study["dense"]["test"]["top1"] for study in seeds)
+    for budget in seeds[0]["budgets"]:
+        tops = {
+            name: mean(100 * item["test"]["top1"] for item in outcomes)
+            for name, outcomes in _arms(seeds, budget).items()
+            if not any("complaint" in item for item in outcomes)
+        }
+        others = {name: top for name, top in tops.items() if not name.startswith(OURS)}
+        if OURS not in tops or not others:
+            continue
+        best = max(others, key=lambda name: others[name])
+        yield (
+            f"- {budget}: W-Gates is {_points(tops[OURS] - others[best])} the best baseline "
+            f"({best}), {_points(tops[OURS] - dense)} dense."
+        )
+    brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
+    yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
+
+
+def _points(lead: float) -> str:
+    return f"{abs(lead):.2f} points {'ahead of' if lead > 0 else 'behind'}"

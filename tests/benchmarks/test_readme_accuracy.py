@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.readme_accuracy import accuracy
+
+FORM = {
+    "networks": ["net"],
+    "images": 10_000,
+    "adapt_epochs": 3,
+    "gate_epochs": 6,
+    "finetune_epochs": 10,
+}
+
+
+def arm(top1: float, ratio: float) -> dict[str, Any]:
+    return {"test": {"top1": top1, "ci95": [top1 - 0.01, top1 + 0.01]}, "ratio_to_dense": ratio}
+
+
+def study(ours: float, l1: float, uniform: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "budgets": {"0.5x": {"wgates": arm(ours, 0.49), "l1": arm(l1, 0.48), "uniform": uniform}},
+        "dense": {"test": {"top1": 0.9}},
+    }
+
+
+def text(*studies: dict[str, Any]) -> str:
+    named = {f"net-seed{seed}": study for seed, study in enumerate(studies)}
+    return accuracy({"protocol": {"form": FORM}, "studies": named})
+
+
+def test_one_seed_has_intervals_of_images() -> None:
+    found = text(study(0.85, 0.86, arm(0.8, 0.47)))
+    assert "| wgates | 85.00 (84.00 to 86.00) at 0.490x |" in found
+    assert "W-Gates is 1.00 points behind the best baseline (l1), 5.00 points behind dense" in found
+
+
+def test_several_seeds_have_their_range() -> None:
+    found = text(*(study(top1, 0.84, arm(0.8, 0.47)) for top1 in (0.85, 0.87)))
+    assert "| wgates | 86.00 (85.00 to 87.00) at 0.490x |" in found
+    assert "2.00 points ahead of the best baseline (l1)" in found
+
+
+def test_an_arm_without_a_plan_is_no_baseline() -> None:
+    failed = {"complaint": "error: no plan met it"}
+    found = text(study(0.85, 0.84, failed), study(0.85, 0.84, arm(0.99, 0.5)))
+    assert "| uniform | 99.00 at 0.500x; 1 missed it |" in found.replace(" (98.00 to 100.00)", "")
+    assert "the best baseline (l1)" in found
+    assert "| uniform | no plan met it |" in text(study(0.85, 0.84, failed))
