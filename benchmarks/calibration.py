@@ -4,7 +4,8 @@
     python -m benchmarks.calibration --work FOLDER --judge       # only what was measured before
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
-that no LPNet chose, stratified by latency, measured by another process on engines of its own,
+that no LPNet chose, stratified by latency, measured by another process on engines of its own
+while nobody else disturbed the machine,
 and every third of them once more, to know how well a measurement is repeated here.
 What is measured stays measured: the study goes on where it was stopped. Every predictor is then
 fitted on the same measurements and asked for the same held-out networks.

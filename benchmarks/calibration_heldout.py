@@ -1,7 +1,7 @@
 """Measures 100 networks that judge a calibration: `python -m benchmarks.calibration_heldout RUN`.
 
-With --again, every third of them once more, on engines of yet another process: no predictor can be
-nearer to a measurement than another measurement is.
+What others disturbed is measured again. With --again, every third network once more, on engines
+of yet another process: no predictor can be nearer to a measurement than another measurement is.
 
 They come from a sequence of another seed and, every second one, from groups that know nothing of
 each other, as a solver mixes them; equally many from each tenth of the latency range. The range is
@@ -11,7 +11,6 @@ that of a line through MACs, so that no LPNet has a say.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.predictors import Problem, linear_in_macs
-from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
-from calibration.measure import Bench, measure_all
+from calibration.isolated import IsolatedBench
+from calibration.jobs import Setup
+from calibration.measure import measure_calmly
+from calibration.phases import Phases
 from calibration.sampling import width_sequence
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector, legal_widths
@@ -33,6 +34,7 @@ COUNT, STRATA = 100, 10
 POOL, SEED = 4000, 20_000
 FILE, AGAIN = "heldout.sqlite", "heldout-again.sqlite"
 EVERY = 3  # network is measured again
+LIMIT_S = 600.0  # for one network
 
 
 def proposals(skeleton: Skeleton, multiple: int) -> Iterator[WidthVector]:
@@ -69,15 +71,12 @@ def measure(run: Path, *, again: bool) -> None:
     else:
         wanted = stratified(problem, target.channel_multiple)
     file = run / (AGAIN if again else FILE)
-    with tempfile.TemporaryDirectory() as folder:
-        anchor = Path(folder) / f"anchor{target.engine_suffix}"
-        target.build(problem.skeleton.onnx_bytes, anchor)
-        with (
-            LatencyDatabase(file) as database,
-            target.load(anchor) as engine,
-        ):
-            bench = Bench(target, Slicer(problem.skeleton), engine)
-            measure_all(bench, database, wanted, on_done=tell)
+    setup = Setup(problem.skeleton, target.name, options, target.fingerprint())
+    with (
+        LatencyDatabase(file) as database,
+        IsolatedBench(setup, Phases(), limit_s=LIMIT_S) as bench,
+    ):
+        measure_calmly(bench, database, wanted, on_done=tell)
 
 
 def tell(done: int, total: int) -> None:

@@ -70,7 +70,7 @@ def choose_correction(measured: Measured, solve: Callable[[Measured], Law]) -> C
         left = law.residuals(out)
         corrections = [fit_correction(law, seen, height, length) for height, length in grid]
         errors[:, folds == fold] = np.abs([left, *(left - c.at(out.shares) for c in corrections)])
-    gains = (errors[0] - errors[1:]) * certainty(measured)
+    gains = (errors[0] - errors[1:]) * certainty(measured.errors)
     best = int(np.argmax(gains.sum(1)))
     doubt = gains[best].std() * len(measured.ratios) ** 0.5
     if gains[best].sum() <= CLEARLY * doubt:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.active import Fit, corners, ensemble, spread_out
 from calibration.database import LatencyRecord
+from calibration.pace import calm
 
 TEST_EVERY = 4  # in order of latency, so that the test covers the range
 FIRST = 32  # networks at which both begin: without a quarter, still enough for an LPNet
@@ -86,9 +87,9 @@ def _one_split(
 def _split(
     records: Sequence[LatencyRecord], offset: int
 ) -> tuple[list[LatencyRecord], list[LatencyRecord]]:
-    """Pool and test; what holds a group's lowest or highest width stays in the pool."""
-    ends = set(corners(records))
-    order = [i for i in np.argsort([record.ratio for record in records]) if i not in ends]
+    """Pool and test; what holds a group's lowest or highest width, or was disturbed, is pool."""
+    pooled = {*corners(records), *np.flatnonzero(~calm(records))}
+    order = [i for i in np.argsort([record.ratio for record in records]) if i not in pooled]
     test = set(order[offset::TEST_EVERY][: len(order) // TEST_EVERY])
     return (
         [record for i, record in enumerate(records) if i not in test],

@@ -13,8 +13,6 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from calibration.database import LatencyDatabase
 from calibration.errors import FleetError
 from calibration.jobs import Answer, Job, Setup, Workplace
@@ -148,7 +146,7 @@ class Fleet:
         if answer.failure is not None:
             raise FleetError(f"worker {worker}: {answer.failure[0]}", fix=answer.failure[1])
         assert answer.row is not None
-        anchor_ms = float(np.median(answer.row.anchor.clean_ms))
+        anchor_ms = answer.row.anchor_ms
         known = self.workers.get(worker, WorkerRecord(worker, 0, 0.0, anchor_ms, 0.0))
         drift = abs(anchor_ms / known.first_anchor_ms - 1)
         self.workers[worker] = WorkerRecord(

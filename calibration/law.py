@@ -1,17 +1,20 @@
 """The law of the default LPNet: a non-negative sum of terms, fitted to relative errors.
 
-Each record counts by how well it was measured; wild ones lose weight. Where records are few, the
-weights are drawn to a law of one weight for each kind of term; the law of the same network on
-another device, if there is one, joins as a kind of its own.
+Each record counts by how well it was measured; wild ones lose weight. What others slowed is
+corrected by as much as such records lie beside the others on average (`calibration.pace`). Where
+records are few, the weights are drawn to a law of one weight for each kind of term; the law of the
+same network on another device, if there is one, joins as a kind of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+
+from calibration.pace import RANGE, USUAL
 
 Array = NDArray[np.float64]
 
@@ -33,9 +36,10 @@ class Measured:
     shares: Array
     ratios: Array
     errors: Array  # standard error of each log ratio
+    exposures: Array  # what a neighbour may have added to each log ratio, over the law's unevenness
 
     def only(self, rows: NDArray[np.bool_]) -> Measured:
-        return Measured(self.terms[rows], self.shares[rows], self.ratios[rows], self.errors[rows])
+        return Measured(*(array[rows] for array in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,16 @@ class Law:
 
     weights: Array
     scatter: float  # standard deviation of log(measured / predicted), without measuring errors
+    unevenness: float  # how much of the exposures the records have
 
     def residuals(self, of: Measured) -> Array:
-        """(N,) log of measured / predicted."""
-        found: Array = np.log(of.ratios / (of.terms @ self.weights))
+        """(N,) log of measured / predicted, as on a machine that nobody else slows."""
+        found: Array = np.log(self.quiet(of) / (of.terms @ self.weights))
+        return found
+
+    def quiet(self, of: Measured) -> Array:
+        """(N,) the ratios without what neighbours added to them."""
+        found: Array = of.ratios * np.exp(-self.unevenness * of.exposures)
         return found
 
     def variances(self, of: Measured) -> Array:
@@ -64,26 +74,40 @@ def inner_folds(count: int) -> NDArray[np.int64]:
 
 def solve(measured: Measured, kinds: Array, freedom: float) -> Law:
     """Non-negative weights by reweighted least squares on relative errors."""
-    scale = measured.terms / measured.ratios[:, None]
-    law = Law(np.zeros(0), 0.02)
+    law = Law(np.zeros(0), 0.02, USUAL)
     sigma = np.sqrt(law.scatter**2 + measured.errors**2)
     for _ in range(REWEIGHTED):
+        scale = measured.terms / law.quiet(measured)[:, None]
         by_kind, _ = nnls((scale @ kinds) / sigma[:, None], 1 / sigma)
         centre = kinds @ by_kind
         reach = freedom * (centre + 0.01 * kinds.max(1))
         rows = np.vstack([scale / sigma[:, None], np.diag(1 / reach)])
         goal = np.concatenate([1 / sigma, centre / reach])
         weights, _ = nnls(rows, goal, maxiter=20 * rows.shape[1])
-        law = Law(weights, law.scatter)
-        law = Law(weights, _scatter(law.residuals(measured), measured.errors))
+        law = replace(law, weights=weights)
+        law = replace(law, unevenness=_unevenness(law, measured, sigma))
+        law = replace(law, scatter=_scatter(law.residuals(measured), measured.errors))
         sigma = np.sqrt(law.variances(measured))
     return law
 
 
+def _unevenness(law: Law, measured: Measured, sigma: Array) -> float:
+    """Of which the records lie nearest to the law, and to the usual one."""
+    exposed = measured.exposures / sigma
+    shifts = np.log(measured.ratios / (measured.terms @ law.weights)) / sigma
+    strength = 1 / RANGE**2
+    found = (exposed @ shifts + strength * USUAL) / (exposed @ exposed + strength)
+    return max(0.0, float(found))
+
+
 def _scatter(residuals: Array, errors: Array) -> float:
-    """The least scatter that explains the median residual beside its measuring error."""
-    spread = np.median(residuals**2 / (SCATTER[:, None] ** 2 + errors**2), axis=1)
-    enough = spread <= MEDIAN_CHI2
+    """The least scatter that explains half of the residuals beside their measuring errors.
+
+    Half by what they say: many that were measured ill say nothing of the law.
+    """
+    sure = certainty(errors)
+    explained = residuals**2 <= MEDIAN_CHI2 * (SCATTER[:, None] ** 2 + errors**2)
+    enough = (explained * sure).sum(1) >= 0.5 * sure.sum()
     return float(SCATTER[np.argmax(enough)] if enough.any() else SCATTER[-1])
 
 
@@ -95,13 +119,13 @@ def choose_freedom(measured: Measured, kinds: Array) -> float:
         for fold in range(INNER_FOLDS):
             out = measured.only(folds == fold)
             law = solve(measured.only(folds != fold), kinds, freedom)
-            total += float((np.abs(law.residuals(out)) * certainty(out)).sum())
+            total += float((np.abs(law.residuals(out)) * certainty(out.errors)).sum())
         return total
 
     return min(FREEDOMS, key=loss)
 
 
-def certainty(of: Measured) -> Array:
-    """(N,) how much an error of each record counts: those that were measured ill say little."""
-    found: Array = 1 / np.sqrt(1 + (of.errors / 0.01) ** 2)
+def certainty(errors: Array) -> Array:
+    """(N,) how much records with these log errors count: those measured ill say little."""
+    found: Array = 1 / np.sqrt(1 + (errors / 0.01) ** 2)
     return found

@@ -25,6 +25,7 @@ from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.errors import PredictorError
 from calibration.heldout import FOLDS, HeldOutError, outer_folds
+from calibration.pace import RANGE, calm, exposures
 from calibration.plain import Plain
 from calibration.skeleton import Skeleton
 from calibration.structured import Structured
@@ -192,23 +193,27 @@ def _check_origin(document: Any, skeleton: Skeleton) -> None:
 
 @dataclass(frozen=True)
 class _Records:
-    """Measurements as arrays: kept channels (N, G), ratios (N,), standard errors of their logs."""
+    """Measurements as arrays."""
 
-    kept: Tensor
-    ratios: NDArray[np.float64]
-    errors: NDArray[np.float64]
+    kept: Tensor  # (N, G) channels
+    ratios: NDArray[np.float64]  # (N,)
+    errors: NDArray[np.float64]  # (N,) standard errors of the log ratios
+    exposures: NDArray[np.float64]  # (N,) see calibration.pace
 
     @classmethod
     def of(cls, records: Sequence[LatencyRecord]) -> _Records:
         low, high = np.array([record.ratio_ci95 for record in records]).T
+        exposed = exposures(records)
         return cls(
             torch.tensor([record.widths.kept for record in records], dtype=torch.float32),
             np.array([record.ratio for record in records]),
-            np.log(high / low) / CI95,
+            np.hypot(np.log(high / low) / CI95, RANGE * exposed),
+            exposed,
         )
 
     def only(self, rows: NDArray[np.bool_]) -> _Records:
-        return _Records(self.kept[torch.from_numpy(rows)], self.ratios[rows], self.errors[rows])
+        arrays = (self.ratios, self.errors, self.exposures)
+        return _Records(self.kept[torch.from_numpy(rows)], *(array[rows] for array in arrays))
 
 
 def fit_lpnet(
@@ -223,6 +228,7 @@ def fit_lpnet(
     """Fit on all records; the held-out error comes from 5-fold cross-validation.
 
     Every record is predicted once by a net that did not see it; the net returned saw them all.
+    The error is that of the records that nobody disturbed, where they are enough.
     """
     told = on_fold if on_fold is not None else lambda done, total: None
     lpnet = fit_once(records, skeleton, fingerprint, block=block, options=options)
@@ -236,7 +242,10 @@ def fit_lpnet(
         with torch.no_grad():
             predicted[out] = net(every.only(out).kept).exp().double().numpy()
         told(fold + 2, FOLDS + 1)
-    lpnet.held_out = HeldOutError.of(predicted, every.ratios)
+    judges = calm(records)
+    if judges.sum() < FEWEST_RECORDS:
+        judges[:] = True
+    lpnet.held_out = HeldOutError.of(predicted[judges], every.ratios[judges])
     lpnet.held_out_ratios = tuple(predicted.tolist())
     return lpnet
 
@@ -281,7 +290,8 @@ def one_thread() -> Iterator[None]:
 def _train(seen: _Records, skeleton: Skeleton, block: int, options: FitOptions) -> LPNet:
     lpnet = LPNet(Terms(NetworkCost.of(skeleton), block), options)
     if isinstance(lpnet.net, Structured):
-        lpnet.net.fit(seen.kept, seen.ratios, seen.errors, np.array(options.prior))
+        measured = lpnet.net.measured(seen.kept, seen.ratios, seen.errors, seen.exposures)
+        lpnet.net.fit(seen.kept, measured, np.array(options.prior))
     else:
         ratios = torch.tensor(seen.ratios, dtype=torch.float32)
         lpnet.net.fit(seen.kept, ratios, steps=options.steps, seed=options.seed)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
+import numpy as np
+
 from calibration.widths import WidthVector, whole
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
@@ -57,6 +59,11 @@ class Row:
             comparison.doubts(),
             datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    @property
+    def anchor_ms(self) -> float:
+        """The anchor's median of clean calls."""
+        return float(np.median(self.anchor.clean_ms))
 
     def stored(self) -> dict[str, Any]:
         """Texts, numbers and bytes by column name; the fingerprint by its digest."""

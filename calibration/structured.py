@@ -46,12 +46,11 @@ class Structured(nn.Module):
         bells: Tensor = (together @ self.get_buffer("heights")) * of_row
         return bells
 
-    def fit(self, kept: Tensor, ratios: Array, errors: Array, prior: Array) -> None:
-        """Fit to (N, G) widths measured at `ratios` (N,) with log errors (N,).
+    def fit(self, kept: Tensor, measured: Measured, prior: Array) -> None:
+        """Fit to (N, G) widths and what was measured of them.
 
         `prior` are the weights (T,) of another device, or none (0,).
         """
-        measured = self.measured(kept, ratios, errors)
         kinds = self._kinds()
         if len(prior):  # as if it were one more kind, of which the fit takes what it likes
             kinds = np.column_stack([kinds, prior])
@@ -63,11 +62,12 @@ class Structured(nn.Module):
             if self.grows(kept):
                 return
 
-    def measured(self, kept: Tensor, ratios: Array, errors: Array) -> Measured:
+    def measured(self, kept: Tensor, ratios: Array, errors: Array, exposures: Array) -> Measured:
+        """Of (N, G) widths the ratios (N,) with their log errors and exposures (N,)."""
         with torch.no_grad():
             terms = self.terms(kept).double().numpy()
             shares = (kept / self.terms.get_buffer("channels")).double().numpy()
-        return Measured(terms, shares, ratios, errors)
+        return Measured(terms, shares, ratios, errors, exposures)
 
     def grows(self, kept: Tensor) -> bool:
         """Whether a whole block more, in any group of any row, is never predicted faster."""

@@ -14,7 +14,7 @@ from calibration.errors import MeasuringError
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
-from calibration.measure import measure_all
+from calibration.measure import measure_calmly
 from calibration.phases import Phases
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import MissingInputError
@@ -98,7 +98,7 @@ class Solving:
 
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them; a resumed run reads the result back instead."""
-        measure_all(self.bench, self.database, [widths], precision=0.006)
+        measure_calmly(self.bench, self.database, [widths], precision=0.006)
         found = [item for item in self.records() if item.widths == widths]
         if not found:
             lost = self.database.lost(self.skeleton.sha256, self.target.fingerprint())

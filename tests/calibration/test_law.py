@@ -21,7 +21,7 @@ def measured(count: int, *, noise: float = 0.005, wave: float = 0.0) -> Measured
     terms = np.hstack([np.ones((count, 1)), shares])
     bend = wave * np.sin(5 * shares[:, 0]) * np.cos(5 * shares[:, 1])
     ratios = terms @ TRUE * np.exp(bend + rng.normal(0, noise, count))
-    return Measured(terms, shares, ratios, np.full(count, noise))
+    return Measured(terms, shares, ratios, np.full(count, noise), np.zeros(count))
 
 
 def test_weights_are_found_and_none_is_negative() -> None:
@@ -70,13 +70,13 @@ def test_a_smooth_effect_is_corrected_on_networks_not_seen() -> None:
     found = choose_correction(seen, lambda part: solve(part, KINDS, 30.0))
     left = solve(seen, KINDS, 30.0).residuals(unseen)
     assert len(found.centres) == 200
-    assert np.abs(left - found.at(unseen.shares)).mean() < 0.8 * np.abs(left).mean()
+    assert np.abs(left - found.at(unseen.shares)).mean() < 0.85 * np.abs(left).mean()
 
 
 @pytest.mark.parametrize(("strength", "centres"), [(0.5, 40), (0.0, 0)])
 def test_a_correction_is_weakened(strength: float, centres: int) -> None:
     data = measured(40, wave=0.05)
-    whole = fit_correction(Law(TRUE, 0.02), data, 0.03, 1.0)
+    whole = fit_correction(Law(TRUE, 0.02, 0.0), data, 0.03, 1.0)
     weak = whole.scaled(strength)
     assert len(weak.centres) == centres
     assert np.allclose(weak.at(data.shares), strength * whole.at(data.shares))
