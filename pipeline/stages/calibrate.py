@@ -16,6 +16,7 @@ from calibration.database import LatencyRecord
 from calibration.feasibility import Feasibility
 from calibration.lpnet import LPNet
 from calibration.measure import Bench
+from calibration.pace import calm
 from calibration.phases import TIMING, Phases
 from calibration.skeleton import Skeleton
 from pipeline.files import copy_atomically
@@ -126,8 +127,6 @@ def _summary(
 ) -> dict[str, Any]:
     assert lpnet.held_out is not None
     assert lpnet.fingerprint is not None
-    doubtful = [doubt for record in records for doubt in record.doubts]
-    kinds, counts = np.unique([_subject(doubt) for doubt in doubtful], return_counts=True)
     return {
         "target": options.target,
         "fingerprint": lpnet.fingerprint.to_json(),
@@ -144,11 +143,23 @@ def _summary(
             }
             for predicted, record in zip(lpnet.held_out_ratios, records, strict=True)
         ],
-        "doubts": [
-            f"{count} of {len(records)} measurements have doubts about the {kind}"
-            for kind, count in zip(kinds, counts, strict=True)
-        ],
+        "doubts": _doubts(records),
     }
+
+
+def _doubts(records: Sequence[LatencyRecord]) -> list[str]:
+    """How many measurements are less than sure, and why."""
+    said = [doubt for record in records for doubt in record.doubts]
+    kinds, counts = np.unique([_subject(doubt) for doubt in said], return_counts=True)
+    found = [
+        f"{count} of {len(records)} measurements have doubts about the {kind}"
+        for kind, count in zip(kinds, counts, strict=True)
+    ]
+    if slowed := int((~calm(records)).sum()):
+        found.append(
+            f"others slowed the machine in {slowed} of {len(records)} measurements; they count less"
+        )
+    return found
 
 
 def _subject(doubt: str) -> str:
