@@ -72,17 +72,17 @@ def plan_at(run: Path, model: nn.Module, method: str, aim: float) -> tuple[Plan,
     """The least pruning whose measured latency is at most `aim` times the dense one."""
     skeleton = Skeleton.open(run / "trace")
     target = load_target("ort-cpu", TargetOptions(threads=1))
-    with target.load(run / "calibrate" / f"anchor{target.engine_suffix}") as anchor:
-        bench = Bench(target, Slicer(skeleton), anchor)
-        low, high, tried = 0.0, 1.0, []
-        best = pruned_plan(model, skeleton, method, high)
-        for _ in range(HALVINGS):
-            ratio = (low + high) / 2
-            plan = pruned_plan(model, skeleton, method, ratio)
-            measured = bench.compare(plan.widths(), precision=0.006).ratio
-            tried.append({"pruning_ratio": ratio, "latency_ratio": measured})
-            if measured <= aim:
-                high, best = ratio, plan
-            else:
-                low = ratio
+    anchor = run / "calibrate" / f"anchor{target.engine_suffix}"
+    bench = Bench(target, Slicer(skeleton), anchor)
+    low, high, tried = 0.0, 1.0, []
+    best = pruned_plan(model, skeleton, method, high)
+    for _ in range(HALVINGS):
+        ratio = (low + high) / 2
+        plan = pruned_plan(model, skeleton, method, ratio)
+        measured = bench.compare(plan.widths(), precision=0.006).ratio
+        tried.append({"pruning_ratio": ratio, "latency_ratio": measured})
+        if measured <= aim:
+            high, best = ratio, plan
+        else:
+            low = ratio
     return best, {"method": method, "aim": aim, "tried": tried}

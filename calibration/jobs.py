@@ -91,7 +91,7 @@ class Answer:
 
 
 class Workplace:
-    """What a worker process keeps from job to job: the loaded dense anchor of the last setup.
+    """What a worker process keeps from job to job: the dense anchor of the last setup.
 
     `anchor` is its engine where there is one already; else it is built here.
     """
@@ -118,7 +118,7 @@ class Workplace:
         return Answer(row, seconds=seconds, phases=bench.phases.seconds)
 
     def close(self) -> None:
-        """Free the anchor."""
+        """Remove the anchor that was built here."""
         self._kept.close()
         self._digest, self._bench = "", None
 
@@ -126,9 +126,8 @@ class Workplace:
         if self._bench is None or self._digest != setup.digest:
             self.close()
             anchor = self._built(setup, target) if self.anchor is None else self.anchor
-            engine = self._kept.enter_context(target.load(anchor))
             slicer = Slicer(setup.skeleton)
-            self._bench = Bench(target, slicer, engine, setup.batches, setup.keep_fp32)
+            self._bench = Bench(target, slicer, anchor, setup.batches, setup.keep_fp32)
             self._digest = setup.digest
         return self._bench
 

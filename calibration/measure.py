@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +23,9 @@ from calibration.pace import calm
 from calibration.phases import TIMING, Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
-from targets.base import Engine, Images, Target
+from targets.base import Images, Target
 from targets.fingerprint import Fingerprint
+from targets.loads import LOADS, Loads
 from targets.timing import Comparison, compare
 
 MEMORY = Path("/dev/shm")  # files there never reach a disk
@@ -35,11 +37,11 @@ ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
 @dataclass(frozen=True)
 class Bench:
-    """One target with its loaded dense anchor, ready to time candidates of one network."""
+    """One target with its dense anchor, ready to time candidates of one network."""
 
     target: Target
     slicer: Slicer
-    anchor: Engine
+    anchor: Path  # the dense network's engine
     batches: tuple[Images, ...] = ()  # training images, for targets that take ranges from them
     keep_fp32: frozenset[str] = frozenset()  # nodes that the final engine keeps in fp32, too
     phases: Phases = field(default_factory=Phases)
@@ -54,8 +56,8 @@ class Bench:
 
     def compare(
         self, widths: WidthVector, *, precision: float = 0.01, limit_s: float = 3.0
-    ) -> Comparison:
-        """Cut, build and time one width vector, interleaved with the anchor."""
+    ) -> Loads:
+        """Cut, build and time one width vector, interleaved with the anchor; both loaded anew."""
         spent_on = self.phases.spent_on
         with spent_on("slice"):
             model = self.slicer.at_widths(widths)
@@ -64,10 +66,18 @@ class Bench:
             path = folder / f"candidate{self.target.engine_suffix}"
             with spent_on("build"):
                 self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
-            with spent_on("load"):
-                engine = self.target.load(path)
-            with engine, spent_on(TIMING):
-                return compare(engine, self.anchor, precision=precision, limit_s=limit_s)
+            parts = (self._timed(path, precision, limit_s / LOADS) for _ in range(LOADS))
+            return Loads(tuple(parts), precision)
+
+    def _timed(self, path: Path, precision: float, limit_s: float) -> Comparison:
+        """One load of both engines; its share of the rounds that the precision takes."""
+        with ExitStack() as loaded:
+            with self.phases.spent_on("load"):
+                engine = loaded.enter_context(self.target.load(path))
+                anchor = loaded.enter_context(self.target.load(self.anchor))
+            with self.phases.spent_on(TIMING):
+                wish = precision * math.sqrt(LOADS)
+                return compare(engine, anchor, precision=wish, limit_s=limit_s)
 
     def _kept(self, widths: WidthVector, model: bytes) -> frozenset[str]:
         """Of the nodes to keep in fp32, those that did not go with a branch."""

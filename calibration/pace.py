@@ -16,34 +16,30 @@ from calibration.database import LatencyRecord
 
 Array = NDArray[np.float64]
 
-QUIET = 0.05  # the share of measurements that nobody disturbed, at least
+QUIET = 0.1  # the share of measurements that nobody disturbed, at least
+STEADY = 0.03  # the anchor's own range from load to load when nothing else runs, as log ratio
 # A neighbour adds to a log ratio in proportion to the anchor's log slowdown and to the log ratio
 # itself: the less two networks have in common, the less they suffer alike. How much depends on the
 # neighbour, 0.15 to 1 in 20 pairs of measurements (ResNet-18, OpenVINO); usually, and +- how much:
 USUAL, RANGE = 0.6, 0.3
-STEADY = 0.02  # the anchor's own range when nothing else runs, as log ratio
 CALM = 0.01  # what may have been added to a log ratio that does not matter
 
 
 def slowdowns(records: Sequence[LatencyRecord]) -> Array:
     """(N,) log of how much longer the anchor took than when nobody else disturbed it."""
     anchors = np.log([record.anchor_ms for record in records])
-    found: Array = np.maximum(0.0, anchors - np.quantile(anchors, QUIET))
+    found: Array = np.maximum(0.0, anchors - np.quantile(anchors, QUIET) - STEADY)
     return found
 
 
 def exposures(records: Sequence[LatencyRecord]) -> Array:
     """(N,) log of what neighbours added to each ratio, if it went by slowdown and size alone."""
-    found: Array = -slowdowns(records) * _logs(records)
+    ratios = np.array([record.ratio for record in records])
+    found: Array = -slowdowns(records) * np.log(ratios)
     return found
 
 
 def calm(records: Sequence[LatencyRecord]) -> NDArray[np.bool_]:
     """(N,) whether the machine was quiet enough for the ratio to be right."""
-    beyond = np.maximum(0.0, slowdowns(records) - STEADY)
-    found: NDArray[np.bool_] = USUAL * beyond * np.abs(_logs(records)) <= CALM
+    found: NDArray[np.bool_] = USUAL * np.abs(exposures(records)) <= CALM
     return found
-
-
-def _logs(records: Sequence[LatencyRecord]) -> Array:
-    return np.log([record.ratio for record in records])

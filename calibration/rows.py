@@ -12,6 +12,7 @@ import numpy as np
 
 from calibration.widths import WidthVector, whole
 from targets.fingerprint import Fingerprint
+from targets.loads import Loads
 from targets.samples import Samples
 from targets.timing import Comparison
 
@@ -44,7 +45,11 @@ class Row:
 
     @classmethod
     def of(
-        cls, skeleton: str, fingerprint: Fingerprint, widths: WidthVector, comparison: Comparison
+        cls,
+        skeleton: str,
+        fingerprint: Fingerprint,
+        widths: WidthVector,
+        comparison: Comparison | Loads,
     ) -> Self:
         """A comparison made just now."""
         return cls(

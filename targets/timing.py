@@ -147,12 +147,13 @@ class Comparison:
 
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust the ratio, in words; empty if none."""
+        return (*self.disturbances(), *imprecision(self.relative_error, self.precision))
+
+    def disturbances(self) -> tuple[str, ...]:
+        """What went wrong, in words, however precise the ratio is."""
         found: list[str] = []
         if len(self.round_ratios) < MIN_ROUNDS:
             found.append(f"only {len(self.round_ratios)} of at least {MIN_ROUNDS} rounds were done")
-        if self.relative_error > self.precision:
-            error, wish = f"{self.relative_error:.1%}", f"{self.precision:.1%}"
-            found.append(f"the ratio is known to {error} only, where {wish} was wanted")
         q25, median, q75 = np.quantile(self.anchor_round_ms, (0.25, 0.5, 0.75))
         if q75 - q25 > MAX_ANCHOR_SPREAD * median:
             found.append(
@@ -161,6 +162,13 @@ class Comparison:
         found += (f"candidate: {doubt}" for doubt in self.candidate.doubts())
         found += (f"anchor: {doubt}" for doubt in self.anchor.doubts())
         return tuple(found)
+
+
+def imprecision(error: float, wish: float) -> tuple[str, ...]:
+    """The doubt of a ratio known to this relative error only; empty if it is precise."""
+    if error <= wish:
+        return ()
+    return (f"the ratio is known to {error:.1%} only, where {wish:.1%} was wanted",)
 
 
 def compare(

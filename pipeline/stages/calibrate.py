@@ -50,7 +50,7 @@ def execute(context: Context) -> None:
         bench = Bench(
             target,
             Slicer(skeleton),
-            engine,
+            anchor,
             settled.referee.candidate_batches,
             settled.keep_fp32,
             phases,

@@ -57,10 +57,10 @@ from tests.calibration.chain import BATCH, chain
 folder, skeleton, target = Path(sys.argv[1]), chain((32, 48)), FakeTarget(TargetOptions(batch=2))
 target.build(skeleton.onnx_bytes, folder / "anchor.json")
 with LatencyDatabase(folder / "latency.sqlite") as database:
-    with target.load(folder / "anchor.json") as anchor:
-        wanted = first_widths(skeleton.groups, 1, 100_000, seed=0)
-        tell = lambda done, total: print(done, flush=True)
-        measure_all(Bench(target, Slicer(skeleton), anchor), database, wanted, on_done=tell)
+    wanted = first_widths(skeleton.groups, 1, 100_000, seed=0)
+    tell = lambda done, total: print(done, flush=True)
+    bench = Bench(target, Slicer(skeleton), folder / "anchor.json")
+    measure_all(bench, database, wanted, on_done=tell)
 """
 
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
 from targets.base import BuildRecord, Images, TargetOptions
 from targets.fake import MACS_PER_NS, OVERHEAD_NS, FakeTarget
+from targets.loads import LOADS
 
 from .chain import BATCH, chain
 
@@ -47,11 +47,9 @@ def skeleton() -> Skeleton:
     return chain((32, 48))
 
 
-@contextmanager
-def bench(skeleton: Skeleton, target: CountingTarget, folder: Path) -> Iterator[Bench]:
+def bench(skeleton: Skeleton, target: CountingTarget, folder: Path) -> Bench:
     anchor = FakeTarget(target.options).build(skeleton.onnx_bytes, folder / "anchor.json").engine
-    with target.load(anchor) as engine:
-        yield Bench(target, Slicer(skeleton), engine)
+    return Bench(target, Slicer(skeleton), anchor)
 
 
 def known_ns(skeleton: Skeleton, kept: tuple[int, ...]) -> float:
@@ -63,8 +61,9 @@ def known_ns(skeleton: Skeleton, kept: tuple[int, ...]) -> float:
 
 
 def test_a_candidate_is_cut_built_and_timed(skeleton: Skeleton, tmp_path: Path) -> None:
-    with bench(skeleton, CountingTarget(), tmp_path) as ready:
-        found = ready.compare(WidthVector(skeleton.groups.names, (16, 24)))
+    ready = bench(skeleton, CountingTarget(), tmp_path)
+    found = ready.compare(WidthVector(skeleton.groups.names, (16, 24)))
+    assert len(found.parts) == LOADS
     expected = known_ns(skeleton, (16, 24)) / known_ns(skeleton, (32, 48))
     assert found.ratio == pytest.approx(expected, rel=1e-4)
 
@@ -75,14 +74,11 @@ def test_a_killed_run_loses_at_most_the_measurement_it_was_at(
     wanted = first_widths(skeleton.groups, 8, 12, seed=0)
     killed, resumed = CountingTarget(builds_until_killed=5), CountingTarget()
     path = tmp_path / "latency.sqlite"
-    with (
-        bench(skeleton, killed, tmp_path) as ready,
-        LatencyDatabase(path) as database,
-        pytest.raises(KeyboardInterrupt),
-    ):
-        measure_all(ready, database, wanted)
+    with LatencyDatabase(path) as database, pytest.raises(KeyboardInterrupt):
+        measure_all(bench(skeleton, killed, tmp_path), database, wanted)
     told: list[tuple[int, int]] = []
-    with bench(skeleton, resumed, tmp_path) as ready, LatencyDatabase(path) as database:
+    ready = bench(skeleton, resumed, tmp_path)
+    with LatencyDatabase(path) as database:
         measure_all(ready, database, wanted, on_done=lambda done, total: told.append((done, total)))
         records = database.records(skeleton.sha256, resumed.fingerprint())
     assert (killed.builds, resumed.builds) == (5, 7)
@@ -96,12 +92,9 @@ def test_a_killed_run_loses_at_most_the_measurement_it_was_at(
 
 def test_what_is_measured_is_not_measured_again(skeleton: Skeleton, tmp_path: Path) -> None:
     wanted, target = first_widths(skeleton.groups, 8, 4, seed=0), CountingTarget()
-    with (
-        bench(skeleton, target, tmp_path) as ready,
-        LatencyDatabase(tmp_path / "latency.sqlite") as database,
-    ):
+    with LatencyDatabase(tmp_path / "latency.sqlite") as database:
         for _ in range(2):
-            measure_all(ready, database, wanted)
+            measure_all(bench(skeleton, target, tmp_path), database, wanted)
     assert target.builds == 4
 
 
@@ -139,8 +132,8 @@ def test_engines_stay_in_memory_where_there_is_room(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=room))
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     target = PlacedTarget()
-    with bench(skeleton, target, tmp_path) as ready:
-        ready.compare(skeleton.groups.full())
+    ready = bench(skeleton, target, tmp_path)
+    ready.compare(skeleton.groups.full())
     (folder,) = target.folders
     assert folder.parent == (memory if in_memory else disk)
     assert not list(memory.iterdir())
@@ -152,8 +145,8 @@ def test_a_machine_without_such_a_folder_uses_the_disk(
 ) -> None:
     monkeypatch.setattr("calibration.measure.MEMORY", tmp_path / "absent")
     target = PlacedTarget()
-    with bench(skeleton, target, tmp_path) as ready:
-        ready.compare(skeleton.groups.full())
+    ready = bench(skeleton, target, tmp_path)
+    ready.compare(skeleton.groups.full())
     assert target.folders[0].is_relative_to(tempfile.gettempdir())
     assert {"slice", "build", "load", "time"} <= set(ready.phases.to_json()["seconds"])
 

@@ -26,7 +26,7 @@ from pipeline.stages.campaign import Campaign, as_function
 from pipeline.stages.measuring import Devices
 from targets.base import TargetOptions
 from targets.fake import FakeTarget
-from targets.timing import Comparison
+from targets.loads import Loads
 from tests.calibration.chain import BATCH, chain
 
 SKELETON = chain((32, 64, 64))
@@ -48,7 +48,7 @@ class MortalBench(Bench):
 
     deaths: list[int]
 
-    def compare(self, widths: WidthVector, **given: Any) -> Comparison:
+    def compare(self, widths: WidthVector, **given: Any) -> Loads:
         if self.deaths and self.deaths[0] == 0:
             self.deaths.clear()
             raise KeyboardInterrupt
@@ -68,8 +68,8 @@ def campaign(
     anchor = target.build(SKELETON.onnx_bytes, folder / "anchor.json").engine
     most = options["samples"]
     plan = SamplingPlan(SKELETON.groups, 8, most, 0, probes(SKELETON, probed))
-    with LatencyDatabase(folder / "latency.sqlite") as database, target.load(anchor) as engine:
-        bench = MortalBench(target, Slicer(SKELETON), engine)
+    with LatencyDatabase(folder / "latency.sqlite") as database:
+        bench = MortalBench(target, Slicer(SKELETON), anchor)
         object.__setattr__(bench, "deaths", [] if dies_after is None else [dies_after])
         yield Campaign(context, bench, database, plan), told
 
@@ -191,7 +191,7 @@ def test_a_prior_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
 class LosingBench(Bench):
     """Loses every network whose first group is at half."""
 
-    def compare(self, widths: WidthVector, **given: Any) -> Comparison:
+    def compare(self, widths: WidthVector, **given: Any) -> Loads:
         if widths.kept[0] == 16:
             raise CandidateLostError("ended the measuring process by SIGSEGV")
         return super().compare(widths, **given)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,11 +38,10 @@ def context(folder: Path, **options: object) -> Context:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Bench:
     target = FakeTarget(TargetOptions(batch=BATCH))
-    target.build(SKELETON.onnx_bytes, tmp_path / "anchor.json")
-    with target.load(tmp_path / "anchor.json") as anchor:
-        yield Bench(target, Slicer(SKELETON), anchor)
+    anchor = target.build(SKELETON.onnx_bytes, tmp_path / "anchor.json").engine
+    return Bench(target, Slicer(SKELETON), anchor)
 
 
 def calibrated(made: Context, bench: Bench, count: int) -> list[int]:

@@ -1,0 +1,69 @@
+"""A ratio from several loads of both engines.
+
+Where an engine's memory comes to lie is drawn with each load and is worth a hundredth of its
+latency or more. An anchor that stayed loaded would have the same luck in all measurements of a
+calibration, and no number of them would show it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from targets.samples import Samples
+from targets.timing import Comparison, imprecision
+
+LOADS = 2
+
+
+@dataclass(frozen=True)
+class Loads:
+    """How long a candidate takes as a multiple of an anchor, over several loads of both."""
+
+    parts: tuple[Comparison, ...]  # one a load
+    precision: float  # wished half width of the interval over the ratio
+
+    @property
+    def ratio(self) -> float:
+        """The geometric mean of the loads' ratios."""
+        return float(np.exp(np.mean(self._logs())))
+
+    @property
+    def ratio_ci95(self) -> tuple[float, float]:
+        """From the loads' own intervals and from how far the loads lie apart."""
+        count, ratio = len(self.parts), self.ratio
+        halves = [np.diff(np.log(part.ratio_ci95))[0] / 2 for part in self.parts]
+        within = math.sqrt(sum(half**2 for half in halves)) / count
+        apart = 1.96 * float(np.std(self._logs(), ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+        spread = math.exp(math.hypot(within, apart))
+        return ratio / spread, ratio * spread
+
+    @property
+    def relative_error(self) -> float:
+        """Half the interval's width over the ratio."""
+        low, high = self.ratio_ci95
+        return (high - low) / 2 / self.ratio
+
+    @property
+    def candidate(self) -> Samples:
+        """All timed calls, in order."""
+        return Samples.concatenate(part.candidate for part in self.parts)
+
+    @property
+    def anchor(self) -> Samples:
+        return Samples.concatenate(part.anchor for part in self.parts)
+
+    @property
+    def calls_per_round(self) -> int:
+        """Of the candidate, after its first load."""
+        return self.parts[0].calls_per_round
+
+    def doubts(self) -> tuple[str, ...]:
+        """Reasons to distrust the ratio, in words; empty if none."""
+        disturbed = dict.fromkeys(doubt for part in self.parts for doubt in part.disturbances())
+        return (*disturbed, *imprecision(self.relative_error, self.precision))
+
+    def _logs(self) -> list[float]:
+        return [math.log(part.ratio) for part in self.parts]
