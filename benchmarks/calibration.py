@@ -8,12 +8,14 @@ that no LPNet chose, stratified by latency, measured by another process on engin
 while nobody else disturbed the machine,
 and every third of them once more, to know how well a measurement is repeated here.
 What is measured stays measured: the study goes on where it was stopped. Every predictor is then
-fitted on the same measurements and asked for the same held-out networks.
+fitted on the same measurements and asked for the same held-out networks. Cases that --only leaves
+out stay in the result file as they are; each says which commit made it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ NETWORKS = (
     Network("resnet18", "torchvision:resnet18", 224, 15),
     Network("resnet50", "torchvision:resnet50", 224, 25),
 )
+NAMES = [f"{network.name}-{target}" for network in NETWORKS for target in TARGETS]
 
 
 def measure(network: Network, target: str, folder: Path) -> None:
@@ -76,7 +79,7 @@ def judged(work: Path, chosen: list[str]) -> dict[str, Any]:
         cases = {t: case for t, case in network.cases(work).items() if case.name in chosen}
         for case in cases.values():
             found = judge(case) | {"most": {"samples": SAMPLES, "minutes": network.minutes}}
-            document["cases"][case.name] = found
+            document["cases"][case.name] = found | {"made": made(document)}
             say(case.name, found)
         if len(cases) == len(TARGETS):
             one, other = cases.values()
@@ -84,6 +87,25 @@ def judged(work: Path, chosen: list[str]) -> dict[str, Any]:
     for found in document["transfer"]:
         print(f"{found['from']} -> {found['to']}: {found['needed']}", flush=True)
     return document
+
+
+def made(document: dict[str, Any]) -> dict[str, str]:
+    return {key: document["environment"][key] for key in ("commit", "at")}
+
+
+def beside_older(document: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
+    """The document with those cases of an older one that it has not."""
+    kept = {name: {"made": made(older), **case} for name, case in older["cases"].items()}
+    cases = {**kept, **document["cases"]}
+    pairs = {(found["from"], found["to"]) for found in document["transfer"]}
+    return {
+        **document,
+        "cases": {name: cases[name] for name in NAMES if name in cases},
+        "transfer": [
+            *(found for found in older["transfer"] if (found["from"], found["to"]) not in pairs),
+            *document["transfer"],
+        ],
+    }
 
 
 def say(name: str, found: dict[str, Any]) -> None:
@@ -99,8 +121,7 @@ def say(name: str, found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    names = [f"{network.name}-{target}" for network in NETWORKS for target in TARGETS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="CASE")
     parser.add_argument("--judge", action="store_true", help="measure nothing")
     parser.add_argument("--out", default="calibration.json", help="a name in benchmarks/results")
     given = parser.parse_args()
@@ -110,6 +131,8 @@ def main() -> None:
                 measure(network, target, case.folder)
     torch.set_num_threads(1)
     document = judged(given.work, given.only)
+    if (path := RESULTS / given.out).exists():
+        document = beside_older(document, json.loads(path.read_text(encoding="utf-8")))
     write_result(given.out, document)
     for path in draw(document, RESULTS):
         print(f"wrote {path}")

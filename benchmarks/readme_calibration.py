@@ -17,7 +17,7 @@ def calibration(result: Document, candidates: Document, fleet: Document) -> str:
         f"{_held_out(cases)} networks held out of each calibration, measured by another process on "
         f"engines of its own, and every third once more by yet another, which shows how near a "
         f"measurement comes to itself: {result['environment']['machine']['device']}, one thread, "
-        f"random weights. {_most(cases)}, stopped at a held-out error of 1 %.",
+        f"random weights. {_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}",
         "",
         "| network on target | samples (minutes) | mean error | within 5 % | within 10 % | rank "
         "| 90 % interval covers | best of the others: mean, within 5 % "
@@ -50,6 +50,13 @@ def _most(cases: Document) -> str:
         f"Calibrated with at most {max(samples)} networks or, by network, {minutes[0]:g} to "
         f"{minutes[-1]:g} minutes"
     )
+
+
+def _versions(cases: Document) -> str:
+    """Whether cases were made by different commits; of the oldest ones it is not recorded."""
+    count = len({case["made"]["commit"] for case in cases.values() if "made" in case})
+    told = f" The rows come from {count} versions of wgates; the result file has their commits."
+    return told if count > 1 else ""
 
 
 def _held_out(cases: Document) -> str:

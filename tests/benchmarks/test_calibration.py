@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import predictors
+from benchmarks.calibration import beside_older
 from benchmarks.calibration_heldout import COUNT, STRATA, stratified
 from benchmarks.calibration_judged import goals_met, needed
 from benchmarks.calibration_plots import draw
@@ -89,3 +91,24 @@ def test_plots_are_the_same_again(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in draw(document, tmp_path)]
     assert [path.read_bytes() for path in draw(document, tmp_path)] == first
     assert all(b"<svg" in text for text in first)
+
+
+def test_cases_that_were_not_judged_again_stay_with_their_commit() -> None:
+    def made(commit: str, *cases: str) -> dict[str, Any]:
+        return {
+            "environment": {"commit": commit, "at": "2026"},
+            "cases": {name: {"of": commit} for name in cases},
+            "transfer": [{"from": cases[0], "to": cases[-1], "of": commit}],
+        }
+
+    older = made("old", "resnet18-ort-cpu", "resnet56-ort-cpu", "resnet56-openvino-cpu")
+    found = beside_older(made("new", "resnet18-ort-cpu", "resnet50-ort-cpu"), older)
+    assert {name: case["of"] for name, case in found["cases"].items()} == {
+        "resnet56-ort-cpu": "old",
+        "resnet56-openvino-cpu": "old",
+        "resnet18-ort-cpu": "new",
+        "resnet50-ort-cpu": "new",
+    }
+    assert found["cases"]["resnet56-ort-cpu"]["made"]["commit"] == "old"
+    assert [each["of"] for each in found["transfer"]] == ["old", "new"]
+    assert found["environment"]["commit"] == "new"
