@@ -46,7 +46,7 @@ def execute(context: Context) -> None:
         copy_atomically(earlier, context.partial / DATABASE)  # what was measured stays measured
     anchor = settled.dense.record.engine
     own = context.partial / DATABASE
-    with measurements(context, own, skeleton.sha256) as database, target.load(anchor) as engine:
+    with measurements(context, own, skeleton.sha256) as database:
         bench = Bench(
             target,
             Slicer(skeleton),
@@ -58,7 +58,7 @@ def execute(context: Context) -> None:
         campaign = Campaign(context, bench, database, _plan(context, skeleton, target))
         with devices(context, bench, anchor) as here:
             stopped = campaign.run(here)
-        with phases.spent_on(TIMING):
+        with phases.spent_on(TIMING), target.load(anchor) as engine:
             tail = measure(engine, target.fingerprint(), calls=1000)
         found = _findings(context, campaign)
     tails = {f"p{p}": tail.percentile_ms(p) / tail.median_ms() for p in (50, 90, 99)}
