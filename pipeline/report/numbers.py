@@ -22,7 +22,7 @@ def times(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share of 1 as percent, without the sign: the unit stands in the label."""
-    return ABSENT if share is None else f"{100 * share:.2f}"
+    return ABSENT if share is None else f"{100 * share:.2f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:
