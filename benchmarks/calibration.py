@@ -5,11 +5,11 @@
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
 that no LPNet chose, stratified by latency, measured by another process on engines of its own
-while nobody else disturbed the machine,
-and every third of them once more, to know how well a measurement is repeated here.
-What is measured stays measured: the study goes on where it was stopped. Every predictor is then
-fitted on the same measurements and asked for the same held-out networks. Cases that --only leaves
-out stay in the result file as they are; each says which commit made it.
+while nobody else disturbed the machine, and every third of them once more, to know how well a
+measurement is repeated here. What is measured stays measured: the study goes on where it was
+stopped. Every predictor is then fitted on the same measurements and asked for the same held-out
+networks. Cases that --only leaves out stay in the result file as they are; each says which commit
+made it.
 """
 
 from __future__ import annotations

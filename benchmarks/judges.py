@@ -171,7 +171,7 @@ def _model_runs_ms(profile: Path) -> NDArray[np.float64]:
 def _median_ms(engine: Engine, seconds: float) -> float:
     call_ms = float(np.median(engine.time_ms(5).ms))
     samples = engine.time_ms(max(10, round(1e3 * seconds / call_ms)))
-    return float(np.median(samples.clean_ms))
+    return samples.median_ms()
 
 
 def _agreement(ours_ms: list[float], theirs_ms: list[float]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from calibration.errors import DatabaseError
 from calibration.rows import COLUMNS, Row, widths_key, widths_of
 from calibration.widths import WidthVector
@@ -198,7 +196,7 @@ def _record(
         widths_of(widths),
         ratio,
         (low, high),
-        float(np.median(Samples.from_bytes(anchor).clean_ms)),
+        Samples.from_bytes(anchor).median_ms(),
         tuple(json.loads(doubts)),
     )
 

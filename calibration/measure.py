@@ -195,16 +195,17 @@ def measure_calmly(
 ) -> None:
     """`measure_all`; then again what others disturbed, a few times. The calmest stays."""
     measure_all(measurer, database, wanted, precision=precision, on_done=on_done)
+    ours = set(wanted)
     for _ in range(PATIENCE):
         records = database.records(measurer.skeleton_sha256, measurer.fingerprint)
-        disturbed = [r for r, quiet in zip(records, calm(records), strict=True) if not quiet]
-        again = [record for record in disturbed if record.widths in set(wanted)]
-        for before in again:
+        judged = zip(records, calm(records), strict=True)
+        disturbed = [record for record, quiet in judged if not quiet and record.widths in ours]
+        for before in disturbed:
             with suppress(CandidateLostError):  # the earlier measurement is good for something
                 row = measurer.row(before.widths, precision=precision)
                 if row.anchor_ms < before.anchor_ms:
                     database.add(row)
-        if not again:
+        if not disturbed:
             return
 
 

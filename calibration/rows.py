@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-import numpy as np
-
 from calibration.widths import WidthVector, whole
 from targets.fingerprint import Fingerprint
 from targets.loads import Loads
@@ -68,7 +66,7 @@ class Row:
     @property
     def anchor_ms(self) -> float:
         """The anchor's median of clean calls."""
-        return float(np.median(self.anchor.clean_ms))
+        return self.anchor.median_ms()
 
     def stored(self) -> dict[str, Any]:
         """Texts, numbers and bytes by column name; the fingerprint by its digest."""

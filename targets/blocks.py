@@ -65,7 +65,7 @@ class BlockRun:
 
     def block_medians_ms(self, name: str) -> NDArray[np.float64]:
         """The median of each block's clean calls, (processes,)."""
-        return np.array([np.median(block.clean_ms) for block in self.blocks[name]])
+        return np.array([block.median_ms() for block in self.blocks[name]])
 
     def median_ms(self, name: str) -> float:
         """The median of the block medians."""

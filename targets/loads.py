@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from targets.samples import Samples
-from targets.timing import Comparison, imprecision
+from targets.timing import Comparison, imprecision, relative_half
 
 LOADS = 2
 
@@ -43,8 +43,7 @@ class Loads:
     @property
     def relative_error(self) -> float:
         """Half the interval's width over the ratio."""
-        low, high = self.ratio_ci95
-        return (high - low) / 2 / self.ratio
+        return relative_half(self.ratio, self.ratio_ci95)
 
     @property
     def candidate(self) -> Samples:

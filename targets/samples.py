@@ -96,6 +96,10 @@ class Samples:
         """Time of the clean calls in ms; of all calls when fewer than 25 % are clean."""
         return self.ms if self.is_mostly_disturbed else self.ms[self.clean]
 
+    def median_ms(self) -> float:
+        """The median of the clean calls."""
+        return float(np.median(self.clean_ms))
+
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust these samples, in words; empty if none."""
         return doubts_of(self)

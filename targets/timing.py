@@ -73,7 +73,7 @@ def _warmed_up(engine: Engine, limit_s: float) -> tuple[int, Samples]:
             break
         last = engine.time_ms(window)
         calls += window
-        median_ms = float(np.median(last.clean_ms))
+        median_ms = last.median_ms()
         if abs(median_ms - previous_ms) <= WARM_AGREEMENT * min(median_ms, previous_ms):
             break
         previous_ms = median_ms
@@ -97,7 +97,7 @@ class Measurement:
 
     def median_ms(self) -> float:
         """The median of the clean calls."""
-        return float(np.median(self.samples.clean_ms))
+        return self.samples.median_ms()
 
     def percentile_ms(self, percentile: float) -> float:
         """A percentile of the clean calls; ValueError if they are too few (p99: under 299)."""
@@ -142,8 +142,7 @@ class Comparison:
     @property
     def relative_error(self) -> float:
         """Half the interval's width over the ratio."""
-        low, high = self.ratio_ci95
-        return (high - low) / 2 / self.ratio
+        return relative_half(self.ratio, self.ratio_ci95)
 
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust the ratio, in words; empty if none."""
@@ -162,6 +161,12 @@ class Comparison:
         found += (f"candidate: {doubt}" for doubt in self.candidate.doubts())
         found += (f"anchor: {doubt}" for doubt in self.anchor.doubts())
         return tuple(found)
+
+
+def relative_half(ratio: float, ci95: tuple[float, float]) -> float:
+    """Half the interval's width over the ratio."""
+    low, high = ci95
+    return (high - low) / 2 / ratio
 
 
 def imprecision(error: float, wish: float) -> tuple[str, ...]:
