@@ -1,6 +1,7 @@
 """A neighbour that keeps a core busy, all the time or in bursts, as another inference would.
 
 python -m benchmarks.busy steady 1          # core 1, all the time
+python -m benchmarks.busy streams 1         # the same, through the memory that all cores share
 python -m benchmarks.busy bursts 0 1        # core 0 or 1 at random, 50-500 ms on, 50-500 ms off
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 
 BURST_S = (0.05, 0.5)
 SEED = 0
+STREAMED_MIB = 64
 
 
 def main() -> None:
@@ -24,9 +26,10 @@ def main() -> None:
     allowed = [int(core) for core in cores]
     parent = os.getppid()
     generator = np.random.default_rng(SEED)
+    work = _stream if kind == "streams" else _multiply
     while os.getppid() == parent:  # an orphan ends
         os.sched_setaffinity(0, {int(generator.choice(allowed))})
-        _multiply(generator.uniform(*BURST_S))
+        work(generator.uniform(*BURST_S))
         if kind == "bursts":
             time.sleep(generator.uniform(*BURST_S))
 
@@ -53,6 +56,14 @@ def _multiply(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         matrix @ matrix
+
+
+def _stream(seconds: float) -> None:
+    """Sums over more than any cache holds, for so long."""
+    values = np.ones(STREAMED_MIB * 2**20 // 8)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        values.sum()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
     python -m benchmarks.calibration --work FOLDER --judge       # only what was measured before
 
 Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100 networks held out
-that no LPNet chose, stratified by latency, measured by another process on engines of its own
-while nobody else disturbed the machine, and every third of them once more, to know how well a
-measurement is repeated here. What is measured stays measured: the study goes on where it was
-stopped. Every predictor is then fitted on the same measurements and asked for the same held-out
-networks. Cases that --only leaves out stay in the result file as they are; each says which commit
-made it.
+that no LPNet chose, stratified by latency, measured while nobody else disturbed the machine, in
+rounds, each by another process on engines of its own. Errors are those to the mean of a network's
+rounds; how far the rounds lie apart says how well a measurement is repeated here. What is measured
+stays measured: the study goes on where it was stopped. Every predictor is then fitted on the same
+measurements and asked for the same held-out networks. Cases that --only leaves out stay in the
+result file as they are; each says which commit made it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def measure(network: Network, target: str, folder: Path) -> None:
     limits = ("--samples", str(SAMPLES), "--lpnet-error", ERROR, "--time", str(network.minutes))
     pipeline("calibrate", str(folder), "--target", target, "--threads", "1", *limits)
     held_out = [sys.executable, "-m", "benchmarks.calibration_heldout", str(folder.resolve())]
-    for how in ((), ("--again",)):
-        subprocess.run([*held_out, *how], cwd=ROOT, check=True)
+    subprocess.run(held_out, cwd=ROOT, check=True)
 
 
 def judged(work: Path, chosen: list[str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Measures 100 networks that judge a calibration: `python -m benchmarks.calibration_heldout RUN`.
 
-What others disturbed is measured again. With --again, every third network once more, on engines
-of yet another process: no predictor can be nearer to a measurement than another measurement is.
+All of them in several rounds, each on engines of another process: where engines come to lie in
+memory differs from load to load, and no predictor can know it. There are as many rounds as it
+takes until the networks' mean is known well enough. What others disturbed is measured again.
 
 They come from a sequence of another seed and, every second one, from groups that know nothing of
 each other, as a solver mixes them; equally many from each tenth of the latency range. The range is
@@ -11,14 +12,16 @@ that of a line through MACs, so that no LPNet has a say.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.predictors import Problem, linear_in_macs
+from benchmarks.predictors import Array, Problem, linear_in_macs
 from calibration.database import LatencyDatabase
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
@@ -32,8 +35,8 @@ from targets.base import Target, TargetOptions
 
 COUNT, STRATA = 100, 10
 POOL, SEED = 4000, 20_000
-FILE, AGAIN = "heldout.sqlite", "heldout-again.sqlite"
-EVERY = 3  # network is measured again
+FEWEST, MOST = 2, 5  # rounds
+KNOWN = 0.0125  # standard error of a network's mean log ratio that is good enough
 LIMIT_S = 600.0  # for one network
 
 
@@ -62,18 +65,84 @@ def stratified(problem: Problem, multiple: int) -> list[WidthVector]:
     return [pool[index] for index in (*chosen, *rest[: COUNT - len(chosen)])]
 
 
-def measure(run: Path, *, again: bool) -> None:
+@dataclass(frozen=True)
+class HeldOut:
+    """The networks of all rounds, with their geometric mean ratios as records."""
+
+    problem: Problem
+    log_ratios: Array  # (rounds, N)
+
+    @classmethod
+    def open(cls, run: Path) -> HeldOut | None:
+        """All whole rounds of a run folder; None if there is none."""
+        rounds: list[Problem] = []
+        while (run / file_of(len(rounds))).exists():
+            found = Problem.open(run, file_of(len(rounds)))
+            if len(found.records) < COUNT:
+                break
+            rounds.append(found)
+        return cls.of(rounds) if rounds else None
+
+    @classmethod
+    def of(cls, rounds: Sequence[Problem]) -> HeldOut:
+        """From the same networks, in any order."""
+        order = [record.widths for record in rounds[0].records]
+        ratios = [{record.widths: record.ratio for record in found.records} for found in rounds]
+        logs = np.log([[of_round[widths] for widths in order] for of_round in ratios])
+        means = zip(rounds[0].records, np.exp(logs.mean(axis=0)), strict=True)
+        records = tuple(replace(record, ratio=float(ratio)) for record, ratio in means)
+        return cls(replace(rounds[0], records=records), logs)
+
+    @property
+    def rounds(self) -> int:
+        return len(self.log_ratios)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of one measurement's log ratio, over all networks."""
+        return float(np.sqrt(np.var(self.log_ratios, axis=0, ddof=1).mean()))
+
+    @property
+    def standard_error(self) -> float:
+        """Of a network's mean log ratio."""
+        return self.spread / math.sqrt(self.rounds)
+
+    @property
+    def suffices(self) -> bool:
+        return self.rounds >= FEWEST and (self.rounds >= MOST or self.standard_error <= KNOWN)
+
+
+def file_of(number: int) -> str:
+    """Of a round, counted from 0, in the run folder."""
+    return f"heldout-{number}.sqlite"
+
+
+def measure(run: Path) -> None:
+    """One round after the other; what is measured stays measured."""
+    found = HeldOut.open(run)
+    while found is None or not found.suffices:
+        done = 0 if found is None else found.rounds
+        measure_round(run, found)
+        found = HeldOut.open(run)
+        if found is None or found.rounds == done:
+            raise SystemExit(
+                f"networks of {run / file_of(done)} were lost while they were measured"
+            )
+        if found.rounds > 1:
+            print(f"held out: {found.rounds} rounds, known to {found.standard_error:.2%}")
+
+
+def measure_round(run: Path, before: HeldOut | None) -> None:
     problem = Problem.open(run)
     options = TargetOptions(threads=problem.fingerprint.threads)
     target: Target = load_target(problem.fingerprint.target, options)
-    if again:
-        wanted = [record.widths for record in Problem.open(run, FILE).records[::EVERY]]
+    if before is None:
+        number, wanted = 0, stratified(problem, target.channel_multiple)
     else:
-        wanted = stratified(problem, target.channel_multiple)
-    file = run / (AGAIN if again else FILE)
+        number, wanted = before.rounds, [record.widths for record in before.problem.records]
     setup = Setup(problem.skeleton, target.name, options, target.fingerprint())
     with (
-        LatencyDatabase(file) as database,
+        LatencyDatabase(run / file_of(number)) as database,
         IsolatedBench(setup, Phases(), limit_s=LIMIT_S) as bench,
     ):
         measure_calmly(bench, database, wanted, on_done=tell)
@@ -87,7 +156,6 @@ def tell(done: int, total: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    measure(given.run, again=given.again)
+    measure(given.run)

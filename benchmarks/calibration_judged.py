@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.calibration_heldout import AGAIN, FILE
+from benchmarks.calibration_heldout import HeldOut
 from benchmarks.predictors import METHODS, Array, Problem
 from calibration.heldout import HeldOutError
 from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_lpnet, fit_once
@@ -38,8 +39,16 @@ class Case:
         return Problem.open(self.folder)
 
     @cached_property
+    def rounds(self) -> HeldOut:
+        found = HeldOut.open(self.folder)
+        if found is None or not found.suffices:
+            raise SystemExit(f"{self.name}: too little was held out; run the study without --judge")
+        return found
+
+    @property
     def held_out(self) -> Problem:
-        return Problem.open(self.folder, FILE)
+        """With the mean of all rounds."""
+        return self.rounds.problem
 
     @cached_property
     def lpnet(self) -> LPNet:
@@ -68,7 +77,8 @@ def judge(case: Case) -> dict[str, Any]:
         "held_out": {
             "networks": len(held.records),
             "ratios": [float(held.ratios().min()), float(held.ratios().max())],
-            "half_interval": _half_interval(held),
+            "rounds": case.rounds.rounds,
+            "standard_error": case.rounds.standard_error,
             "measured": held.ratios().round(5).tolist(),
             "predicted": predicted.round(5).tolist(),
         },
@@ -88,23 +98,23 @@ def goals_met(found: Mapping[str, float], coverage: float) -> dict[str, bool]:
 
 
 def stated_by(case: Case) -> tuple[dict[str, float], Array]:
-    """The stored LPNet's own interval with its coverage, and its ratios to the anchor (N,)."""
+    """The stored LPNet's own interval with its coverage, and its ratios to the anchor (N,).
+
+    The interval is that of one measurement, so it is judged by each.
+    """
     lpnet, held = case.lpnet, case.held_out
     assert lpnet.held_out is not None
     predicted = ratios(lpnet, held.kept())
     half = lpnet.held_out.interval_90
-    inside = np.abs(np.log(held.ratios() / predicted)) <= half
+    inside = np.abs(case.rounds.log_ratios - np.log(predicted)) <= half
     return {"half_90": half, "coverage": float(inside.mean())}, predicted
 
 
 def repeat(case: Case) -> dict[str, float]:
-    """How far a second measurement of the same networks is from the first: the least error."""
-    again = Problem.open(case.folder, AGAIN)
-    first = {record.widths: record.ratio for record in case.held_out.records}
-    found = HeldOutError.of(
-        np.array([first[record.widths] for record in again.records]), again.ratios()
-    )
-    return {"networks": len(again.records), "mean": found.mean, "within_5": found.within_5}
+    """How far one measurement is from another of the same network, over all pairs of rounds."""
+    pairs = combinations(np.exp(case.rounds.log_ratios), 2)
+    found = HeldOutError.of(*np.concatenate(list(pairs), axis=1))
+    return {"mean": found.mean, "within_5": found.within_5}
 
 
 def ratios(lpnet: LPNet, kept: Array) -> Array:
@@ -112,12 +122,6 @@ def ratios(lpnet: LPNet, kept: Array) -> Array:
     with torch.no_grad():
         found: Array = lpnet(torch.tensor(kept, dtype=torch.float32)).exp().double().numpy()
     return found
-
-
-def _half_interval(held: Problem) -> dict[str, float]:
-    """How well the judges were measured: half of their 95 % intervals, as shares."""
-    halves = [(r.ratio_ci95[1] - r.ratio_ci95[0]) / 2 / r.ratio for r in held.records]
-    return {"median": float(np.median(halves)), "most": float(max(halves))}
 
 
 def _calibration_of(folder: Path) -> dict[str, Any]:

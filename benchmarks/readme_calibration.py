@@ -14,15 +14,16 @@ OURS = "LPNet"
 def calibration(result: Document, candidates: Document, fleet: Document) -> str:
     cases = result["cases"]
     lines = [
-        f"{_held_out(cases)} networks held out of each calibration, measured by another process on "
-        f"engines of its own, and every third once more by yet another, which shows how near a "
-        f"measurement comes to itself: {result['environment']['machine']['device']}, one thread, "
-        f"random weights. {_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}",
+        f"{_held_out(cases)} networks held out of each calibration, measured in rounds, each by "
+        f"another process on engines of its own; errors are to the mean of a network's rounds, and "
+        f"how far two rounds differ shows how near a measurement comes to itself: "
+        f"{result['environment']['machine']['device']}, one thread, random weights. "
+        f"{_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}",
         "",
         "| network on target | samples (minutes) | mean error | within 5 % | within 10 % | rank "
         "| 90 % interval covers | best of the others: mean, within 5 % "
-        "| a second measurement: mean, within 5 % |",
-        "|---" * 9 + "|",
+        "| rounds | two rounds differ by: mean, within 5 % |",
+        "|---" * 10 + "|",
         *(_row(name, case) for name, case in cases.items()),
         "",
         "All predictors, fitted on the same samples and asked for the same networks, mean over the "
@@ -75,13 +76,14 @@ def _row(name: str, case: Document) -> str:
         f"{ours['spearman']:.3f}",
         f"{case['interval']['coverage']:.0%}",
         f"{best}: {others[best]['mean']:.1%}, {others[best]['within_5']:.0%}",
+        str(case["held_out"].get("rounds", 1)),  # results that are older than rounds have one
         _repeat(case.get("repeat")),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _repeat(found: Document | None) -> str:
-    """Of a result that is older than second measurements: not known."""
+    """Of a result that is older than rounds: not known."""
     return "–" if found is None else f"{found['mean']:.1%}, {found['within_5']:.0%}"
 
 

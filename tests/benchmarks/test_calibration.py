@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from benchmarks import predictors
 from benchmarks.calibration import beside_older
-from benchmarks.calibration_heldout import COUNT, STRATA, stratified
+from benchmarks.calibration_heldout import COUNT, STRATA, HeldOut, stratified
 from benchmarks.calibration_judged import goals_met, needed
 from benchmarks.calibration_plots import draw
 from calibration.cost import NetworkCost
@@ -61,6 +62,38 @@ def test_the_judges_cover_the_range_and_were_not_seen() -> None:
     macs = [cost.macs(widths) for widths in judges]
     counts, _ = np.histogram(macs, STRATA)
     assert counts.min() >= COUNT // STRATA // 2
+
+
+def noisy_rounds(count: int, sigma: float) -> list[predictors.Problem]:
+    """The same networks, each time in another order and with other noise."""
+    rng, given = np.random.default_rng(0), problem(80)
+    rounds = []
+    for _ in range(count):
+        order = rng.permutation(len(given.records))
+        records = (given.records[index] for index in order)
+        noisy = tuple(replace(r, ratio=r.ratio * np.exp(rng.normal(0, sigma))) for r in records)
+        rounds.append(replace(given, records=noisy))
+    return rounds
+
+
+def test_rounds_give_a_mean_and_how_well_it_is_known() -> None:
+    found, true = HeldOut.of(noisy_rounds(4, 0.02)), problem(80)
+    ratio_of = {record.widths: record.ratio for record in true.records}
+    truth = np.array([ratio_of[record.widths] for record in found.problem.records])
+    errors = np.log(found.problem.ratios() / truth)
+    assert found.spread == pytest.approx(0.02, rel=0.15)
+    assert found.standard_error == pytest.approx(0.01, rel=0.15)
+    assert errors.std() == pytest.approx(found.standard_error, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "sigma", "suffices"),
+    [(2, 0.01, True), (2, 0.03, False), (4, 0.02, True), (4, 0.04, False), (5, 0.04, True)],
+)
+def test_rounds_go_on_until_the_mean_is_known_or_they_are_many(
+    rounds: int, sigma: float, suffices: bool
+) -> None:
+    assert HeldOut.of(noisy_rounds(rounds, sigma)).suffices == suffices
 
 
 def test_goals_are_met_on_the_right_side() -> None:
