@@ -153,5 +153,7 @@ def _speed(cases: Document, candidates: Document, fleet: Document) -> str:
         f"inference; 10 000 width vectors take at most {batch:.0f} ms on one thread; a candidate "
         f"of ResNet-50 is cut in {candidates['slice_ms']['median']:.0f} ms (p90 "
         f"{candidates['slice_ms']['p90']:.0f} ms), {candidates['speedup']:.0f} times faster than "
-        f"torch surgery and export. Efficiency of a simulated fleet by devices: {efficiency}."
+        f"torch surgery and export. Efficiency of a fleet by devices, all simulated on the same "
+        f"{fleet['cores']} cores: {efficiency} (where each was busy for "
+        f"{fleet['fleets'][-1]['busy_share']:.0%} of the time, longer at each network)."
     )
