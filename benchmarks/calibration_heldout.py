@@ -36,7 +36,7 @@ from targets.base import Target, TargetOptions
 COUNT, STRATA = 100, 10
 POOL, SEED = 4000, 20_000
 FEWEST, MOST = 2, 5  # rounds
-KNOWN = 0.0125  # standard error of a network's mean log ratio that is good enough
+KNOWN = 0.015  # standard error of a network's mean log ratio that is good enough
 LIMIT_S = 600.0  # for one network
 
 
