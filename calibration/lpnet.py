@@ -33,7 +33,7 @@ from calibration.terms import Lifts, Terms
 from calibration.widths import WidthVector, dump, whole
 from targets.fingerprint import Fingerprint
 
-SCHEMA = 3
+SCHEMA = 4
 FEWEST_RECORDS = 20
 FEWEST_WITH_PRIOR = 8
 CI95 = 2 * 1.96  # a 95 % interval in standard errors

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from calibration.cost import NetworkCost
-from calibration.terms import CACHES, SHARP, Terms
+from calibration.terms import CACHES, RAMP, SHARP, Terms
 
 from .chain import chain
 
@@ -39,6 +39,7 @@ def test_without_blocks_there_are_no_steps() -> None:
         "MACs",
         "widths",
         "streamed weights",
+        "ramp",
     }
 
 
@@ -50,6 +51,15 @@ def test_weights_that_fit_a_cache_are_not_streamed() -> None:
     assert half[-1] == pytest.approx(share, rel=0.01)  # a cache that holds next to nothing
     assert half[0] == pytest.approx(2 * share / (1 + share**-SHARP), rel=0.01)  # one that holds all
     assert (half.diff() >= 0).all()
+
+
+def test_small_layers_are_slow_for_their_work() -> None:
+    terms = Terms(NetworkCost.of(chain((64, 96))), BLOCK)
+    small, dense = (by_kind(terms, kept)["ramp"] for kept in ((40, 24), (64, 96)))
+    macs = torch.tensor([40 / 64, 40 / 64 * 24 / 96, 24 / 96])
+    torch.testing.assert_close(small, macs * (1 + RAMP) / (macs + RAMP))
+    assert dense.tolist() == [1, 1, 1]
+    assert (small > macs).all()
 
 
 def test_shares_of_a_kind_add_up_to_one() -> None:
