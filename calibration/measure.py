@@ -31,6 +31,7 @@ from targets.timing import Comparison, compare
 MEMORY = Path("/dev/shm")  # files there never reach a disk
 SCRATCH = "wgates-"  # how the folders of candidates begin
 MOST_LOST = 5  # candidates in a row
+WORTH, LONGEST_S = 2.0, 10.0  # timed for so many times what preparing took; at most so long
 PATIENCE = 4  # more times at most that a disturbed network is measured
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
@@ -57,24 +58,35 @@ class Bench:
     def compare(
         self, widths: WidthVector, *, precision: float = 0.01, limit_s: float = 3.0
     ) -> Loads:
-        """Cut, build and time one width vector, interleaved with the anchor; both loaded anew."""
+        """Cut, build and time one width vector, interleaved with the anchor; both loaded anew.
+
+        It is timed for `limit_s` at most; for longer where building and loading took long, too: a
+        candidate that dear had better be known well.
+        """
         spent_on = self.phases.spent_on
         with spent_on("slice"):
             model = self.slicer.at_widths(widths)
         # the engine must be a file: what is timed is what would be shipped
         with scratch(self._folder()) as folder:
             path = folder / f"candidate{self.target.engine_suffix}"
+            began = time.perf_counter()
             with spent_on("build"):
                 self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
-            parts = (self._timed(path, precision, limit_s / LOADS) for _ in range(LOADS))
+            built_s = time.perf_counter() - began
+            parts = (
+                self._timed(path, precision, limit_s / LOADS, built_s / LOADS) for _ in range(LOADS)
+            )
             return Loads(tuple(parts), precision)
 
-    def _timed(self, path: Path, precision: float, limit_s: float) -> Comparison:
+    def _timed(self, path: Path, precision: float, limit_s: float, built_s: float) -> Comparison:
         """One load of both engines; its share of the rounds that the precision takes."""
+        began = time.perf_counter()
         with ExitStack() as loaded:
             with self.phases.spent_on("load"):
                 engine = loaded.enter_context(self.target.load(path))
                 anchor = loaded.enter_context(self.target.load(self.anchor))
+            prepared_s = built_s + time.perf_counter() - began
+            limit_s = max(limit_s, min(WORTH * prepared_s, LONGEST_S / LOADS))
             with self.phases.spent_on(TIMING):
                 wish = precision * math.sqrt(LOADS)
                 return compare(engine, anchor, precision=wish, limit_s=limit_s)

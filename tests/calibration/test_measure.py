@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,13 +10,14 @@ import pytest
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
-from calibration.measure import Bench, measure_all, remove_abandoned, scratch
+from calibration.measure import LONGEST_S, Bench, measure_all, remove_abandoned, scratch
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
-from targets.base import BuildRecord, Images, TargetOptions
+from targets.base import BuildRecord, Engine, Images, TargetOptions
 from targets.fake import MACS_PER_NS, OVERHEAD_NS, FakeTarget
 from targets.loads import LOADS
+from targets.timing import Comparison, compare
 
 from .chain import BATCH, chain
 
@@ -23,9 +25,9 @@ from .chain import BATCH, chain
 class CountingTarget(FakeTarget):
     """Counts its builds and fails from the given one on, as a killed run would."""
 
-    def __init__(self, *, builds_until_killed: int | None = None) -> None:
+    def __init__(self, *, builds_until_killed: int | None = None, build_s: float = 0.0) -> None:
         super().__init__(TargetOptions(batch=BATCH))
-        self.builds = 0
+        self.builds, self.build_s = 0, build_s
         self.limit = builds_until_killed
 
     def build(
@@ -39,6 +41,7 @@ class CountingTarget(FakeTarget):
         if self.builds == self.limit:
             raise KeyboardInterrupt
         self.builds += 1
+        time.sleep(self.build_s)
         return super().build(onnx, out, batches, keep_fp32=keep_fp32)
 
 
@@ -66,6 +69,47 @@ def test_a_candidate_is_cut_built_and_timed(skeleton: Skeleton, tmp_path: Path) 
     assert len(found.parts) == LOADS
     expected = known_ns(skeleton, (16, 24)) / known_ns(skeleton, (32, 48))
     assert found.ratio == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that each comparison might have taken; none takes long."""
+    found: list[float] = []
+
+    def noted(candidate: Engine, anchor: Engine, *, precision: float, limit_s: float) -> Comparison:
+        found.append(limit_s)
+        return compare(candidate, anchor, precision=precision, limit_s=0.2)
+
+    monkeypatch.setattr("calibration.measure.compare", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("build_s", "limit_s", "least", "most"),
+    [(0.0, 0.4, 0.4, 0.4), (0.5, 0.4, 1.0, 3.0), (0.5, 12.0, 12.0, 12.0)],
+)
+def test_what_is_dear_to_prepare_is_timed_for_longer(
+    skeleton: Skeleton,
+    tmp_path: Path,
+    limits: list[float],
+    build_s: float,
+    limit_s: float,
+    least: float,
+    most: float,
+) -> None:
+    ready = bench(skeleton, CountingTarget(build_s=build_s), tmp_path)
+    ready.compare(WidthVector(skeleton.groups.names, (16, 24)), limit_s=limit_s)
+    assert len(limits) == LOADS
+    assert least <= sum(limits) <= most
+
+
+def test_no_candidate_is_timed_for_ever(
+    skeleton: Skeleton, tmp_path: Path, limits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.measure.WORTH", 1e6)
+    ready = bench(skeleton, CountingTarget(), tmp_path)
+    ready.compare(WidthVector(skeleton.groups.names, (16, 24)))
+    assert sum(limits) == LONGEST_S
 
 
 def test_a_killed_run_loses_at_most_the_measurement_it_was_at(
