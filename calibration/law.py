@@ -92,12 +92,11 @@ def solve(measured: Measured, kinds: Array, freedom: float) -> Law:
 
 
 def _unevenness(law: Law, measured: Measured, sigma: Array) -> float:
-    """Of which the records lie nearest to the law, and to the usual one."""
+    """Of which the records lie nearest to the law, and to the usual one; of either sign."""
     exposed = measured.exposures / sigma
     shifts = np.log(measured.ratios / (measured.terms @ law.weights)) / sigma
     strength = 1 / RANGE**2
-    found = (exposed @ shifts + strength * USUAL) / (exposed @ exposed + strength)
-    return max(0.0, float(found))
+    return float((exposed @ shifts + strength * USUAL) / (exposed @ exposed + strength))
 
 
 def _scatter(residuals: Array, errors: Array) -> float:

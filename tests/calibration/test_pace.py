@@ -32,11 +32,12 @@ def record(ratio: float, anchor_ms: float) -> LatencyRecord:
     return LatencyRecord(WidthVector(("g",), (8,)), ratio, (ratio, ratio), anchor_ms, ())
 
 
-def disturbed(records: list[LatencyRecord]) -> list[LatencyRecord]:
-    """Two of three measured beside a neighbour, who slows a network the more the faster it is."""
+def disturbed(records: list[LatencyRecord], share: float = 0.8) -> list[LatencyRecord]:
+    """Two of three measured beside a neighbour, who slows a network the more the faster it is; or,
+    if the share is negative, the less."""
 
     def seen(one: LatencyRecord) -> LatencyRecord:
-        shift = one.ratio ** (-0.8 * np.log(SLOW))
+        shift = one.ratio ** (-share * np.log(SLOW))
         low, high = one.ratio_ci95
         band = (low * shift, high * shift)
         return replace(one, ratio=one.ratio * shift, ratio_ci95=band, anchor_ms=SLOW * QUIET_MS)
@@ -53,9 +54,10 @@ def test_the_anchor_tells_how_much_a_ratio_may_be_off() -> None:
     assert calm(records).tolist() == [True, True, False, True]  # nothing can move a ratio of 1
 
 
-def test_the_law_of_a_quiet_machine_is_learned_from_a_disturbed_one() -> None:
+@pytest.mark.parametrize("share", [0.8, -0.5])
+def test_the_law_of_a_quiet_machine_is_learned_from_a_disturbed_one(share: float) -> None:
     skeleton = chain((64, 96, 128, 128, 160))
-    records = disturbed(records_of(skeleton, 150))
+    records = disturbed(records_of(skeleton, 150), share)
     blind = [replace(one, anchor_ms=QUIET_MS) for one in records]
     unseen = first_widths(skeleton.groups, 8, 60, seed=9)
 
