@@ -1,8 +1,8 @@
 """A ratio from several loads of both engines.
 
 Where an engine's memory comes to lie is drawn with each load and is worth up to 1 % of its latency
-on ResNet-18, up to 7 % on a narrow VGG-16 (benchmarks/disturbance.py). An anchor that stayed loaded would have the same luck in all measurements of a
-calibration, and no number of them would show it.
+on ResNet-18, up to 7 % on a narrow VGG-16 (benchmarks/disturbance.py). An anchor that stayed loaded
+would have the same luck in all measurements of a calibration, and no number of them would show it.
 """
 
 from __future__ import annotations
