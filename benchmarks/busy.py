@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,10 +26,10 @@ def main() -> None:
     allowed = [int(core) for core in cores]
     parent = os.getppid()
     generator = np.random.default_rng(SEED)
-    work = _stream if kind == "streams" else _multiply
+    work = _work(kind)
     while os.getppid() == parent:  # an orphan ends
         os.sched_setaffinity(0, {int(generator.choice(allowed))})
-        work(generator.uniform(*BURST_S))
+        _repeat(work, generator.uniform(*BURST_S))
         if kind == "bursts":
             time.sleep(generator.uniform(*BURST_S))
 
@@ -50,20 +50,18 @@ def neighbour(arguments: Sequence[str]) -> Iterator[None]:
             busy.kill()
 
 
-def _multiply(seconds: float) -> None:
-    """Matrix products whose operands fit the caches, for so long."""
+def _work(kind: str) -> Callable[[], object]:
+    """Sums over more than any cache holds; else matrix products whose operands fit the caches."""
+    if kind == "streams":
+        return np.ones(STREAMED_MIB * 2**20 // 8).sum
     matrix = np.ones((192, 192), np.float32)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        matrix @ matrix
+    return lambda: matrix @ matrix
 
 
-def _stream(seconds: float) -> None:
-    """Sums over more than any cache holds, for so long."""
-    values = np.ones(STREAMED_MIB * 2**20 // 8)
+def _repeat(work: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        values.sum()
+        work()
 
 
 if __name__ == "__main__":

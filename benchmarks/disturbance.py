@@ -110,23 +110,23 @@ def disturbed(pair: Pair, rounds: int) -> dict[str, Any]:
         for name, arguments in NEIGHBOURS.items():
             with neighbour(arguments):
                 found[name] += pair.compare(1)
-    calm_ms, calm = _anchor_ms(found["none"]), _log_ratios(found["none"])
+    calm_ms, calm = _anchor_ms(found["none"]), float(np.median(_log_ratios(found["none"])))
     effects = {}
     for name, comparisons in found.items():
-        slowdown = float(np.log(np.median(_anchor_ms(comparisons)) / np.median(calm_ms)))
-        added = float(np.median(_log_ratios(comparisons)) - np.median(calm))
-        exposure = -slowdown * float(np.median(calm))
+        logs = _log_ratios(comparisons)
+        slowdown = math.log(_anchor_ms(comparisons) / calm_ms)
+        added, exposure = float(np.median(logs)) - calm, -slowdown * calm
         effects[name] = {
             "anchor_slowdown": math.expm1(slowdown),
             "ratio_error": math.expm1(added),
             "share": added / exposure if exposure > 0.0 else None,
-            "ratios": np.exp(_log_ratios(comparisons)).tolist(),
+            "ratios": np.exp(logs).tolist(),
         }
     return effects
 
 
-def _anchor_ms(comparisons: Sequence[Comparison]) -> NDArray[np.float64]:
-    return np.array([found.anchor.median_ms() for found in comparisons])
+def _anchor_ms(comparisons: Sequence[Comparison]) -> float:
+    return float(np.median([found.anchor.median_ms() for found in comparisons]))
 
 
 def _log_ratios(comparisons: Sequence[Comparison]) -> NDArray[np.float64]:

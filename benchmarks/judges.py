@@ -131,7 +131,7 @@ def _beside_profile(onnx: Path, turns: int) -> dict[str, Any]:
         calls = max(10, round(SLICE_S * 1e3 / float(np.median(engine.time_ms(5).ms))))
         for _ in range(turns):
             profiled.append(time_calls(call, calls))
-            ours_ms.append(float(np.median(engine.time_ms(calls).clean_ms)))
+            ours_ms.append(engine.time_ms(calls).median_ms())
     took_ms = _model_runs_ms(Path(session.end_profiling()))[1:].reshape(turns, calls)
     theirs_ms = [
         float(np.median(row[samples.clean])) for row, samples in zip(took_ms, profiled, strict=True)

@@ -18,7 +18,7 @@ def calibration(result: Document, candidates: Document, fleet: Document) -> str:
         f"another process on engines of its own; errors are to the mean of a network's rounds, and "
         f"how far two rounds differ shows how near a measurement comes to itself: "
         f"{result['environment']['machine']['device']}, one thread, random weights. "
-        f"{_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}",
+        f"{_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}{_older(cases)}",
         "",
         "| network on target | samples (minutes) | mean error | within 5 % | within 10 % | rank "
         "| 90 % interval covers | best of the others: mean, within 5 % "
@@ -58,6 +58,16 @@ def _versions(cases: Document) -> str:
     count = len({case["made"]["commit"] for case in cases.values()})
     told = f" The rows come from {count} versions of wgates; the result file has their commits."
     return told if count > 1 else ""
+
+
+def _older(cases: Document) -> str:
+    """What rows mean that are older than rounds."""
+    if all("rounds" in case["held_out"] for case in cases.values()):
+        return ""
+    return (
+        " Rows of one round are older: a third of their networks was measured once more for the "
+        "last column, or none."
+    )
 
 
 def _held_out(cases: Document) -> str:

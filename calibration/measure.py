@@ -69,24 +69,20 @@ class Bench:
         # the engine must be a file: what is timed is what would be shipped
         with scratch(self._folder()) as folder:
             path = folder / f"candidate{self.target.engine_suffix}"
-            began = time.perf_counter()
-            with spent_on("build"):
+            with spent_on("build") as build:
                 self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
-            built_s = time.perf_counter() - began
-            parts = (
-                self._timed(path, precision, limit_s / LOADS, built_s / LOADS) for _ in range(LOADS)
-            )
+            shares = limit_s / LOADS, build.seconds / LOADS
+            parts = (self._timed(path, precision, *shares) for _ in range(LOADS))
             return Loads(tuple(parts), precision)
 
     def _timed(self, path: Path, precision: float, limit_s: float, built_s: float) -> Comparison:
         """One load of both engines; its share of the rounds that the precision takes."""
-        began = time.perf_counter()
         with ExitStack() as loaded:
-            with self.phases.spent_on("load"):
+            with self.phases.spent_on("load") as load:
                 engine = loaded.enter_context(self.target.load(path))
                 anchor = loaded.enter_context(self.target.load(self.anchor))
-            prepared_s = built_s + time.perf_counter() - began
-            limit_s = max(limit_s, min(WORTH * prepared_s, LONGEST_S / LOADS))
+            dear_s = WORTH * (built_s + load.seconds)
+            limit_s = max(limit_s, min(dear_s, LONGEST_S / LOADS))
             with self.phases.spent_on(TIMING):
                 wish = precision * math.sqrt(LOADS)
                 return compare(engine, anchor, precision=wish, limit_s=limit_s)

@@ -15,6 +15,7 @@ class Block:
 
     def __init__(self) -> None:
         self.parts: Mapping[str, float] = {}
+        self.seconds = 0.0  # once it has ended
 
     def was(self, parts: Mapping[str, float]) -> None:
         """What the block consisted of, in seconds: another process did the work."""
@@ -35,8 +36,8 @@ class Phases:
         try:
             yield block
         finally:
-            spent = perf_counter() - began
-            left = max(0.0, spent - sum(block.parts.values()))
+            block.seconds = perf_counter() - began
+            left = max(0.0, block.seconds - sum(block.parts.values()))
             for name, seconds in {**block.parts, phase: left}.items():
                 self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 

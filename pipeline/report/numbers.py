@@ -22,7 +22,7 @@ def times(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     """A share of 1 as percent, without the sign: the unit stands in the label."""
-    return ABSENT if share is None else f"{100 * share:.2f}".replace("-", "−")
+    return ABSENT if share is None else _with_minus(f"{100 * share:.2f}")
 
 
 def count(value: float | None) -> str:
@@ -33,7 +33,7 @@ def points(change: float | None) -> str:
     """A difference of two shares in percentage points, always signed."""
     if change is None:
         return ABSENT
-    return f"{100 * change + 0.0:+.2f}".replace("-", "−")
+    return _with_minus(f"{100 * change + 0.0:+.2f}")
 
 
 def small(value: float | None) -> str:
@@ -53,6 +53,11 @@ def of_dense(pruned: float | None, dense: float | None) -> str:
     if pruned is None or not dense:
         return count(pruned)
     return f"{count(pruned)} ({pruned / dense:.1%})"
+
+
+def _with_minus(text: str) -> str:
+    """With the minus sign, which is as wide as a plus."""
+    return text.replace("-", "−")
 
 
 def yes(value: bool) -> str:
