@@ -13,7 +13,14 @@ from pathlib import Path
 
 from benchmarks.faults_images import write_pictures
 from benchmarks.faults_place import Fault, Place
-from benchmarks.faults_project import Project, copy_until, limited, require, wait_until
+from benchmarks.faults_project import (
+    STAGES,
+    Project,
+    copy_until,
+    limited,
+    require,
+    wait_until,
+)
 from benchmarks.faults_run import lost_candidates, require_whole
 
 ROOM = (192 << 20, 96 << 20, 32 << 20)  # bytes beyond what the small step takes
@@ -135,6 +142,26 @@ def nonsense(place: Place, number: int) -> str:
     return message
 
 
+def hang_in_a_stage(place: Place, number: int) -> str:
+    """The runtime hangs where no process of its own can be ended: building, answering images."""
+    how, stage = (("build hangs", "build"), ("answer hangs", "verify"))[number]
+    copied = copy_until(place.finished("fake"), place.folder / "project", "calibrate")
+    project = _with_faulty_target(copied, "nothing")
+    project.call(
+        *("calibrate", "run", "--target", "faulty", "--watchdog", WATCHDOG_MINUTES)
+    ).require_done()
+    for before in STAGES[STAGES.index("prune") : STAGES.index(stage)]:
+        project.call(before, "run").require_done()
+    hanging = Project(project.folder, {**project.environment, "FAULTY": how})
+    message = hanging.call(stage, "run").require_told("did not come back", "--watchdog")
+    require(not (project.run / stage).exists(), f"{stage} has ended")
+    require(project.events()[-1]["event"] == "stage failed", "the events do not tell it")
+    for after in STAGES[STAGES.index(stage) :]:
+        project.call(after, "run").require_done()
+    require_whole(project)
+    return message
+
+
 def crash_in_verify(place: Place, number: int) -> str:
     """The timing process of verify is killed; the command says so, and goes on when repeated."""
     project = copy_until(place.finished("fake"), place.folder / "project", "verify")
@@ -167,6 +194,8 @@ FAULTS = (
           "Candidates hang, crash or are killed while they are measured.",
           "each is ended by the watchdog or costs its process; it is marked, the rest is measured",
           3, bad_candidates),
+    Fault("hang", "processes", "The runtime hangs in a stage: building the engine, or answering.",
+          "one line with its fix after --watchdog; the same command goes on", 2, hang_in_a_stage),
     Fault("timing", "processes", "A process that times the engine for verify is killed.",
           "one line; no certificate; the same command goes on", 2, crash_in_verify),
     Fault("NaN engine", "numbers", "The built engine answers NaN.",

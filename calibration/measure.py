@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from calibration.rows import Row
 from calibration.widths import WidthVector
 from targets.base import Images, Target
 from targets.fingerprint import Fingerprint
-from targets.loads import LOADS, Loads
+from targets.loads import LOADS, Loads, over_loads
 from targets.timing import Comparison, compare
 
 MEMORY = Path("/dev/shm")  # files there never reach a disk
@@ -72,8 +73,8 @@ class Bench:
             with spent_on("build") as build:
                 self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
             shares = limit_s / LOADS, build.seconds / LOADS
-            parts = (self._timed(path, precision, *shares) for _ in range(LOADS))
-            return Loads(tuple(parts), precision)
+            timed = partial(self._timed, path, precision, *shares)
+            return over_loads(timed, precision=precision, limit_s=limit_s)
 
     def _timed(self, path: Path, precision: float, limit_s: float, built_s: float) -> Comparison:
         """One load of both engines; its share of the rounds that the precision takes."""

@@ -17,11 +17,16 @@ def guarded(work: Callable[[], None]) -> None:
     try:
         work()
     except DeployError as error:
-        click.echo(f"error: {error.message}", err=True)
-        if error.fix:
-            click.echo(f"  fix: {error.fix}", err=True)
+        tell(error)
         inconclusive = isinstance(error, InconclusiveError)
         sys.exit(EXIT_INCONCLUSIVE if inconclusive else EXIT_FAILED)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command resumes", err=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def tell(error: DeployError) -> None:
+    """What happened in one line, and what to do in another."""
+    click.echo(f"error: {error.message}", err=True)
+    if error.fix:
+        click.echo(f"  fix: {error.fix}", err=True)

@@ -126,7 +126,10 @@ class CalibrateOptions:
         None, "lpnet.json of the same network on another device or runtime, to begin from"
     )
     watchdog: float = option(
-        10.0, "give a candidate up that is measured for this many minutes", above=0, settles=False
+        10.0,
+        "give a candidate, a build or an engine's answer up that takes this many minutes",
+        above=0,
+        settles=False,
     )
     database: Path | None = option(
         None, "SQLite file that several runs keep measurements in, too", settles=False

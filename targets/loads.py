@@ -8,14 +8,17 @@ would have the same luck in all measurements of a calibration, and no number of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
 
 import numpy as np
 
 from targets.samples import Samples
 from targets.timing import Comparison, imprecision, relative_half
 
-LOADS = 2
+LOADS, MOST_LOADS = 2, 6
+APART = 2.0  # times the wished precision: from there on it is luck that another load tells of
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Loads:
         return relative_half(self.ratio, self.ratio_ci95)
 
     @property
+    def lie_apart(self) -> bool:
+        """Whether the ratio is so badly known that more loads are worth their time."""
+        return self.relative_error > APART * self.precision
+
+    @property
     def candidate(self) -> Samples:
         """All timed calls, in order."""
         return Samples.concatenate(part.candidate for part in self.parts)
@@ -66,3 +74,15 @@ class Loads:
 
     def _logs(self) -> list[float]:
         return [math.log(part.ratio) for part in self.parts]
+
+
+def over_loads(timed: Callable[[], Comparison], *, precision: float, limit_s: float) -> Loads:
+    """What `timed`, which loads both engines anew, tells each time it is called.
+
+    Twice, and up to four times more while the loads lie apart and less than `limit_s` have passed.
+    """
+    began = perf_counter()
+    found = Loads(tuple(timed() for _ in range(LOADS)), precision)
+    while found.lie_apart and len(found.parts) < MOST_LOADS and perf_counter() - began < limit_s:
+        found = replace(found, parts=(*found.parts, timed()))
+    return found

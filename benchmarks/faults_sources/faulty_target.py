@@ -1,4 +1,4 @@
-"""The fake target, but a few networks do to the measuring process what FAULTY says."""
+"""The fake target, but it does what FAULTY says: to measuring, or to the process of a stage."""
 
 import hashlib
 import multiprocessing
@@ -19,15 +19,20 @@ class Faulty(FakeTarget):
 
     def build(self, content, out, batches=(), *, keep_fp32=()):
         is_candidate = multiprocessing.current_process().name == "measuring"
+        how = os.environ["FAULTY"]
         if is_candidate and is_bad(content):
-            misbehave(os.environ["FAULTY"])
+            misbehave(how)
+        if how == "build hangs":
+            time.sleep(10_000)
         return super().build(content, out, batches, keep_fp32=keep_fp32)
 
     def load(self, engine):
         loaded = super().load(engine)
+        infer = loaded.infer_batch
         if os.environ["FAULTY"] == "nan":
-            infer = loaded.infer_batch
             loaded.infer_batch = lambda images: infer(images) * np.float32(np.nan)
+        if os.environ["FAULTY"] == "answer hangs":
+            loaded.infer_batch = lambda images: time.sleep(10_000)
         return loaded
 
 

@@ -32,9 +32,9 @@ from pipeline.stages.common import (
     plan_of,
     skeleton_of,
 )
+from pipeline.stages.watchdog import logits_of, together
 from pipeline.unfused import run_onnx
 
-TEST_BATCH = 256
 PRUNED = "pruned.safetensors"  # of finetune: the cut network before it learned again
 SHOWN = 12  # images of a step whose label changed
 THUMBNAIL = 96  # pixels
@@ -82,7 +82,7 @@ def answers(context: Context) -> Answers:
     """Every test image through every step that is there, one batch at a time."""
     data, run = data_of(context), context.run
     batch = run.options("trace", TraceOptions).batch
-    step = max(batch, TEST_BATCH // batch * batch)
+    step = together(batch)
     found: dict[str, list[Labels]] = {}
     parity = _Parity()
     engine_file = run.read("build", run.document("build", "build.json")["engine"])
@@ -90,7 +90,7 @@ def answers(context: Context) -> Answers:
         engine = stack.enter_context(target_of(run).load(engine_file))
         stack.enter_context(torch.no_grad())
         ask: dict[str, Answer] = _askable(context, batch)
-        ask["engine"] = lambda images: engine.infer(images.numpy())
+        ask["engine"] = lambda images: logits_of(context, engine, images.numpy(), batch)
         for done, (images, _) in enumerate(data.batches("test", step), 1):
             logits = {name: answer(images) for name, answer in ask.items()}
             parity.add(logits["finetuned"], logits["engine"])

@@ -27,7 +27,8 @@ def execute(context: Context) -> None:
     for index in range(1, context.options(BuildOptions).builds):
         repeat = engine.with_stem(f"repeat{index}")
         started = time.perf_counter()
-        build_engine(target, model, repeat, referee.batches, keep_fp32=made.record.kept_fp32)
+        kept = made.record.kept_fp32
+        build_engine(context, target, model, repeat, referee.batches, keep_fp32=kept)
         seconds, described = time.perf_counter() - started, _describe(repeat)
         alike = described["sha256"] in {build["sha256"] for build in builds}
         builds.append({"seconds": seconds, **described, "file": None if alike else repeat.name})

@@ -21,6 +21,7 @@ from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
 from pipeline.stages.company import FABRIC
+from pipeline.stages.watchdog import watched
 from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
@@ -125,6 +126,7 @@ def compact_model(context: Context) -> nn.Module:
 
 
 def build_engine(
+    context: Context,
     target: Target,
     onnx: bytes,
     out: Path,
@@ -134,7 +136,8 @@ def build_engine(
 ) -> BuildRecord:
     """Build, and tell a full disk from a model that the runtime refused."""
     try:
-        return target.build(onnx, out, batches, keep_fp32=keep_fp32)
+        with watched(context, f"building {out.name}"):
+            return target.build(onnx, out, batches, keep_fp32=keep_fp32)
     except BuildError:
         # runtimes do not say why they cannot write; a file of that size says it
         write_atomically(out, bytes(2 * len(onnx)))

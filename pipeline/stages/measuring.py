@@ -17,6 +17,7 @@ from calibration.measure import Bench, measure_all
 from calibration.widths import WidthVector
 from pipeline.options import CalibrateOptions
 from pipeline.run import Context
+from pipeline.stages.watchdog import watchdog_s
 
 
 class Measure(Protocol):
@@ -48,9 +49,8 @@ def devices(context: Context, bench: Bench, anchor: Path | None = None) -> Itera
     """
     address = context.options(CalibrateOptions).fleet
     if address is None:
-        limit_s = 60 * context.options(CalibrateOptions).watchdog
         with IsolatedBench(
-            Setup.of(bench), bench.phases, limit_s=limit_s, anchor=anchor
+            Setup.of(bench), bench.phases, limit_s=watchdog_s(context), anchor=anchor
         ) as isolated:
             yield Devices(partial(measure_all, isolated), 1)
         return

@@ -17,6 +17,7 @@ from pipeline.options import CalibrateOptions
 from pipeline.run import Context
 from pipeline.serving import SETTLED, target_of
 from pipeline.stages.common import build_engine, data_of
+from pipeline.stages.watchdog import logits_of
 from pipeline.unfused import run_onnx
 from targets.base import BuildRecord, Images, Target
 from targets.timing import compare
@@ -67,7 +68,7 @@ class Referee:
     def _judged(self, onnx: bytes, out: Path, keep_fp32: Collection[str]) -> Judged:
         if self.target.precision == "fp32":
             started = time.perf_counter()
-            record = build_engine(self.target, onnx, out)
+            record = build_engine(self.context, self.target, onnx, out)
             return Judged(record, time.perf_counter() - started, 0.0, 0, ())
         trials = _Trials(self, onnx, out, tuple(keep_fp32))
         first = trials.tried(0)
@@ -116,13 +117,15 @@ class _Trials:
 
     def tried(self, count: int) -> Judged:
         """Build with the first `count` nodes of the order in fp32, and judge."""
-        target, keep = self.referee.target, (*self.kept, *self.order[:count])
+        referee, keep = self.referee, (*self.kept, *self.order[:count])
+        target, context = referee.target, referee.context
         started = time.perf_counter()
-        record = build_engine(target, self.onnx, self.out, self.referee.batches, keep_fp32=keep)
+        record = build_engine(context, target, self.onnx, self.out, referee.batches, keep_fp32=keep)
         seconds = time.perf_counter() - started
-        images, labels = self.referee.judged
+        images, labels = referee.judged
         with target.load(record.engine) as engine:
-            loss = self.reference - self._top1(engine.infer(images))
+            logits = logits_of(context, engine, images, target.options.batch)
+        loss = self.reference - self._top1(logits)
         self.losses.append((len(record.kept_fp32), loss))
         return Judged(record, seconds, loss, len(labels), tuple(self.losses))
 

@@ -20,7 +20,7 @@ from calibration.widths import Plan, WidthVector
 from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
-from pipeline.options import CalibrateOptions, PrepareOptions, PruneOptions
+from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.gates import GateForm
 from pipeline.pruning.magnitude import GivenPlan
 from pipeline.pruning.masking import masked
@@ -40,6 +40,7 @@ from pipeline.stages.common import (
     trainer_of,
 )
 from pipeline.stages.precision import Referee
+from pipeline.stages.watchdog import watchdog_s
 from pipeline.training import Epoch, Trainer, decayed, sgd
 
 
@@ -65,8 +66,7 @@ class Solving:
             Referee(context, self.target).candidate_batches,
             frozenset(settled_keep_fp32(context.run)),
         )
-        limit_s = 60 * context.run.options("calibrate", CalibrateOptions).watchdog
-        bench = IsolatedBench(setup, Phases(), limit_s=limit_s, anchor=anchor)
+        bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=anchor)
         self.bench = stack.enter_context(bench)
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)

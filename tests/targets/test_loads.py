@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import math
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
-from targets.loads import Loads
+from targets.loads import LOADS, MOST_LOADS, Loads, over_loads
 from targets.timing import Comparison
 from tests.calibration.test_database import comparison as made
 
@@ -48,3 +51,34 @@ def test_one_load_is_its_comparison() -> None:
     found = Loads((one,), 0.01)
     assert found.ratio == pytest.approx(0.5)
     assert found.ratio_ci95 == pytest.approx(one.ratio_ci95, rel=1e-5)
+
+
+# --- how many ----------------------------------------------------------------------------------
+
+
+def loaded(ratios: Iterable[float], *, each_s: float = 0.0, limit_s: float = 60.0) -> Loads:
+    left = iter(ratios)
+
+    def timed() -> Comparison:
+        time.sleep(each_s)
+        return part(next(left))
+
+    return over_loads(timed, precision=0.01, limit_s=limit_s)
+
+
+def test_loads_that_agree_are_enough() -> None:
+    assert len(loaded((0.5, 0.501, 0.9)).parts) == LOADS
+
+
+def test_loads_that_lie_apart_call_for_more_until_the_ratio_is_known() -> None:
+    found = loaded((0.50, 0.52, 0.51, 0.51, 0.9, 0.9))
+    assert [part.ratio for part in found.parts] == [0.50, 0.52, 0.51, 0.51]
+    assert not found.lie_apart
+
+
+def test_no_network_is_loaded_for_ever() -> None:
+    assert len(loaded(itertools.cycle((0.4, 0.6))).parts) == MOST_LOADS
+
+
+def test_no_more_loads_than_the_time_allows() -> None:
+    assert len(loaded(itertools.cycle((0.4, 0.6)), each_s=0.02, limit_s=0.03).parts) == LOADS

@@ -1,16 +1,24 @@
-"""Building: a full disk is told from a model that the runtime refused."""
+"""Building: a full disk, a model that the runtime refused, and one that it hangs on."""
 
 from __future__ import annotations
 
 import errno
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import BuildError, DeployError
+from pipeline.run import Context, Run
+from pipeline.stages import STAGES
 from pipeline.stages.common import build_engine
 from targets.base import BuildRecord, TargetOptions
 from targets.fake import FakeTarget
+
+from .test_counterfactual import Silent
 
 
 class Refusing(FakeTarget):
@@ -18,18 +26,42 @@ class Refusing(FakeTarget):
         raise BuildError("the runtime refused the model")
 
 
-def test_refusal_stays_a_refusal(tmp_path: Path) -> None:
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    run = Run(tmp_path / "run", STAGES)
+    run.resolve({"watchdog": 0.5})
+    return Context(run, STAGES["build"], tmp_path, Silent())
+
+
+def test_refusal_stays_a_refusal(context: Context) -> None:
+    out = context.run.folder / "engine.bin"
     with pytest.raises(BuildError, match="refused the model"):
-        build_engine(Refusing(TargetOptions()), b"model", tmp_path / "engine.bin")
-    assert list(tmp_path.iterdir()) == []
+        build_engine(context, Refusing(TargetOptions()), b"model", out)
+    assert not out.exists()
 
 
-def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_hangs_ends_the_process_and_the_events_tell_it(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended_at_once(limit_s: float, doing: str, *, before_the_end: Callable[[str], None]) -> Any:
+        before_the_end(f"{doing}: {limit_s} s")
+        return nullcontext()
+
+    monkeypatch.setattr("pipeline.stages.watchdog.ended_if_it_hangs", ended_at_once)
+    with pytest.raises(BuildError):
+        build_engine(context, Refusing(TargetOptions()), b"model", context.partial / "engine.bin")
+    event = json.loads((context.run.folder / "events.jsonl").read_text().splitlines()[-1])
+    assert (event["event"], event["stage"]) == ("stage failed", "build")
+    assert event["reason"] == "building engine.bin: 30.0 s"
+
+
+def test_full_disk_is_named(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
+    out = context.run.folder / "engine.bin"
     with pytest.raises(DeployError, match=r"cannot write engine\.bin: No space left") as caught:
-        build_engine(Refusing(TargetOptions()), b"model", tmp_path / "engine.bin")
+        build_engine(context, Refusing(TargetOptions()), b"model", out)
     assert "free the disk" in caught.value.fix
-    assert list(tmp_path.iterdir()) == []
+    assert not out.exists()

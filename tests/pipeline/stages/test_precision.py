@@ -148,7 +148,7 @@ def test_a_larger_limit_allows_more(tmp_path: Path) -> None:
 
 def test_fp32_is_built_once_and_needs_no_images(tmp_path: Path) -> None:
     target = FakeTarget(TargetOptions(batch=BATCH))
-    context = cast(Any, SimpleNamespace(run=SimpleNamespace(options=lambda *_: None)))
+    context = cast(Any, SimpleNamespace(run=SimpleNamespace(options=lambda *_: CalibrateOptions())))
     judged = Referee(context, target).build(digits(BATCH).onnx, tmp_path / "engine.json")
     assert (judged.loss, judged.n, judged.record.kept_fp32) == (0.0, 0, ())
     assert judged.seconds > 0
