@@ -17,6 +17,10 @@ from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, l
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 EXCHANGES = 20  # at most; each makes the plan worth more
 GAINS = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
+# legal widths that a step may go: where the runtime works in blocks of two or four of them, the
+# next one alone often saves nothing, and would hide what the block is worth
+REACH = 4
+SAVES = 1e-3  # of the price: what a step down must save to be worth an exchange
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
 Cost = Callable[[Tensor], Tensor]  # differentiable
 Price = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -95,11 +99,23 @@ class Selector:
     ) -> list[int] | None:
         """The plan worth most that gives one step up and fills the room; None if none gains."""
         best, most = None, _total(kept, worth) * (1 + GAINS)
-        for step in self._steps(kept, -1):
+        for step in self._saving(kept):
             tried = self._filled(_with(kept, step), worth, aim)
             if (found := _total(tried, worth)) > most and self._prices([tried])[0] <= aim:
                 best, most = tried, found
         return best
+
+    def _saving(self, kept: list[int]) -> list[dict[int, int]]:
+        """Of the steps down, the shortest of each group that saves something, and the branches."""
+        steps = self._steps(kept, -1)
+        if not steps:
+            return []
+        least = self._prices([kept])[0] * (1 - SAVES)
+        found: dict[tuple[tuple[int, ...], bool], dict[int, int]] = {}
+        for step, price in zip(steps, self._prices([_with(kept, s) for s in steps]), strict=True):
+            if price < least:
+                found.setdefault((tuple(step), not any(step.values())), step)
+        return list(found.values())
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
         """Widths that the group may have."""
@@ -152,7 +168,7 @@ class Selector:
         return _with(kept, steps[int(np.argmax(rank))])
 
     def _steps(self, kept: list[int], direction: int) -> list[dict[int, int]]:
-        """Changes of widths, by group: each one step, or a whole branch.
+        """Changes of widths, by group: each a short step, the shortest first, or a whole branch.
 
         A branch goes from any widths, and comes back at its floor or whole: what its layers cost
         at every width is saved at none but zero, so that step by step it would seem to pay least.
@@ -199,8 +215,8 @@ def _total(kept: Sequence[int], worth: Sequence[NDArray[np.float64]]) -> float:
 
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
     if direction > 0:
-        return [w for w in legal if w > width][:1]
-    return [w for w in legal if w < width][-1:]
+        return [w for w in legal if w > width][:REACH]
+    return [w for w in reversed(legal) if w < width][:REACH]
 
 
 def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:

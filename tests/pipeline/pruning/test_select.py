@@ -94,7 +94,8 @@ def test_steps_that_cost_nothing_are_taken(skeleton: Skeleton) -> None:
     start = (20, 20, 20, 20)  # every group is inside its second block
     aim = predicted(selector, start)
     kept = selector.choose(scores_of(skeleton), start, aim).widths().kept
-    assert kept == (32, 32, 32, 32)
+    assert all(width % BLOCK == 0 for width in kept)
+    assert sum(kept) >= 4 * 32
 
 
 def test_what_is_left_goes_where_it_buys_most_score() -> None:
@@ -113,6 +114,27 @@ def test_a_step_is_exchanged_for_more() -> None:
     scores = {name: np.ones(32) for name in twins.groups.names}
     kept = selector.choose(scores, (32, 8), 328.0).widths().kept  # nothing more fits as it stands
     assert kept == (28, 32)
+
+
+def blocks(kept: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the first group, whole blocks; of the second, every channel."""
+    return np.ceil(kept[:, 0] / BLOCK) * BLOCK + kept[:, 1]
+
+
+def test_a_block_that_is_worth_little_goes_although_its_first_channels_save_nothing() -> None:
+    twins = chain((32, 32))
+    idle = np.concatenate([np.ones(16), np.full(16, 0.01)])
+    scores = {"conv0": idle, "conv1": np.linspace(1, 1.01, 32)}
+    selector = Selector(twins, blocks, MULTIPLE)
+    assert selector.choose(scores, (32, 32), 48.0).widths().kept == (16, 32)
+
+
+def test_a_block_is_exchanged_although_its_first_channels_save_nothing() -> None:
+    twins = chain((32, 32))
+    scores = {"conv0": np.concatenate([np.ones(16), np.full(16, 0.01)]), "conv1": np.ones(32)}
+    selector = Selector(twins, blocks, MULTIPLE)
+    kept = selector.choose(scores, (32, 16), 48.0).widths().kept  # it fits, and nothing more does
+    assert kept == (16, 32)
 
 
 @pytest.mark.parametrize(("regard", "wide"), [({"conv0": 0.1}, 1), ({"conv1": 0.1}, 0)])
