@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Form
+from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Arm, Form
 from benchmarks.common import environment, start_from, write_result
 from benchmarks.torch_pruning_plans import METHODS, plan_at
 from calibration.widths import dump
@@ -88,13 +88,13 @@ class Study:
             *("--train-precision", self.given.train_precision),
         )
 
-    def arm(self, name: str, budget: float, flags: tuple[str, ...]) -> dict[str, Any]:
+    def arm(self, name: str, budget: float, how: Arm) -> dict[str, Any]:
         """One pruned network, from the base to its verified engine."""
         folder = self.folder / f"{budget:g}x {name}"
         start_from(self.folder / "base", folder)
         if name in METHODS:
             return self._given_plan(name, folder, budget)
-        return self._trained(folder, budget, flags)
+        return self._trained(folder, budget, how)
 
     def _given_plan(self, name: str, folder: Path, budget: float) -> dict[str, Any]:
         """torch-pruning's plan; searched again a little lower if it turns out too slow."""
@@ -107,22 +107,20 @@ class Study:
                 plan, how = plan_at(folder, model.eval(), name, aim)
                 (folder / "search.json").write_text(dump(how), encoding="utf-8")
                 path.write_text(dump(plan.to_json()), encoding="utf-8")
-            found = self._trained(folder, budget, ("--plan", str(path)))
+            found = self._trained(folder, budget, Arm(("--plan", str(path))))
             if "complaint" not in found:
                 break
             path.unlink()
         return found
 
-    def _trained(self, folder: Path, budget: float, flags: tuple[str, ...]) -> dict[str, Any]:
+    def _trained(self, folder: Path, budget: float, how: Arm) -> dict[str, Any]:
         form = self.form
-        epochs = ("--gate-epochs", str(form.gate_epochs))
+        gated = round(how.gates * form.gate_epochs)
+        epochs = form.gate_epochs + form.finetune_epochs
         seconds = 0.0
         for name, options in {
-            "prune": ("--budget", f"{budget:g}x", *epochs, *own("prune", flags)),
-            "finetune": (
-                *("--finetune-epochs", str(form.finetune_epochs)),
-                *own("finetune", flags),
-            ),
+            "prune": ("--budget", f"{budget:g}x", "--gate-epochs", str(gated), *how.prune),
+            "finetune": ("--finetune-epochs", str(epochs - gated), *how.finetune),
             "export": (),
             "build": (),
             "verify": (),
@@ -132,11 +130,6 @@ class Study:
             if not (folder / name).exists():
                 return {"complaint": last_words(folder), "seconds": seconds}
         return {**outcome(folder), "seconds": seconds}
-
-
-def own(stage_name: str, flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Of an arm's flags, those of the stage."""
-    return flags if (flags[:1] == ("--distill",)) == (stage_name == "finetune") else ()
 
 
 def stage(name: str, folder: Path, *flags: str, may_fail: bool = False) -> float:
@@ -214,13 +207,13 @@ def run(study: Study) -> dict[str, Any]:
     """All arms of one network and seed."""
     study.base()
     wanted: list[str] = study.given.arms.split(",") if study.given.arms else []
-    arms = {"wgates": (), **BASELINES, **dict.fromkeys(METHODS, ())}
+    arms = {"wgates": Arm(), **BASELINES, **dict.fromkeys(METHODS, Arm())}
     if study.given.ablate:
         arms |= ABLATIONS
-    chosen = {name: flags for name, flags in arms.items() if not wanted or name in wanted}
+    chosen = {name: how for name, how in arms.items() if not wanted or name in wanted}
     document: dict[str, Any] = {"budgets": {}}
     for budget in study.budgets():
-        found = {name: study.arm(name, budget, flags) for name, flags in chosen.items()}
+        found = {name: study.arm(name, budget, how) for name, how in chosen.items()}
         built = [name for name, item in found.items() if "complaint" not in item]
         for name, ratio in (timed(study, budget, built) if built else {}).items():
             found[name] |= ratio

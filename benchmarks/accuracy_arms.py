@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BASELINES: dict[str, tuple[str, ...]] = {
-    "uniform": ("--method", "uniform"),
-    "l1": ("--method", "l1"),
-    "group-norm": ("--method", "group-norm"),
-    "bn-scale": ("--method", "bn-scale"),
-    "random": ("--method", "random"),
+
+@dataclass(frozen=True)
+class Arm:
+    """What is different about one way to prune: flags of two stages, and how epochs are split."""
+
+    prune: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    gates: float = 1.0  # times the form's epochs with gates; fine-tuning has the rest
+
+
+BASELINES: dict[str, Arm] = {
+    name: Arm(("--method", name)) for name in ("uniform", "l1", "group-norm", "bn-scale", "random")
 }
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "wgates tanh": ("--surrogate", "tanh"),
-    "wgates ste": ("--surrogate", "ste"),
-    "wgates drawn": ("--gate-start", "drawn"),
-    "wgates shuffled": ("--gate-start", "shuffled"),
-    "wgates detached": ("--detach-gate-input",),
-    "wgates live half": ("--live-share", "50%"),
-    "wgates live nine tenths": ("--live-share", "90%"),
-    "wgates gate distillation": ("--gate-distill", "0.5"),
-    "wgates no distillation": ("--distill", "0"),
-    "wgates no snapping": ("--no-snap-gates",),
-    "wgates penalty": ("--budget-mode", "penalty", "--alpha", "1"),
-    "wgates slow": ("--gate-lr", "0.3"),
+ABLATIONS: dict[str, Arm] = {
+    "wgates tanh": Arm(("--surrogate", "tanh")),
+    "wgates ste": Arm(("--surrogate", "ste")),
+    "wgates drawn": Arm(("--gate-start", "drawn")),
+    "wgates shuffled": Arm(("--gate-start", "shuffled")),
+    "wgates detached": Arm(("--detach-gate-input",)),
+    "wgates half the gate epochs": Arm(gates=0.5),
+    "wgates twice the gate epochs": Arm(gates=2.0),
+    "wgates live half": Arm(("--live-share", "50%")),
+    "wgates live nine tenths": Arm(("--live-share", "90%")),
+    "wgates gate distillation": Arm(("--gate-distill", "0.5")),
+    "wgates no distillation": Arm(finetune=("--distill", "0")),
+    "wgates no snapping": Arm(("--no-snap-gates",)),
+    "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
+    "wgates slow": Arm(("--gate-lr", "0.3")),
 }
 
 
