@@ -9,7 +9,8 @@ widths inside of residual blocks and, where the method can, whole blocks, train 
 of epochs on the same images in the same order with the same augmentation, select on validation and
 report test. At the end the engines of a budget are timed beside each other in the same fresh
 processes. Every arm is a run folder with its log; what is done is not done again, so the study goes
-on where it was stopped.
+on where it was stopped. Plans are measured: `--until prune` makes them while nobody else is at
+work, and trainings may then go on side by side, each with --arms of its own.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Study:
                 (folder / "search.json").write_text(dump(how), encoding="utf-8")
                 path.write_text(dump(plan.to_json()), encoding="utf-8")
             found = self._trained(folder, budget, Arm(("--plan", str(path))))
-            if "complaint" not in found:
+            if "complaint" not in found or self.given.until:
                 break
             path.unlink()
         return found
@@ -129,6 +130,8 @@ class Study:
             seconds += took
             if not (folder / name).exists():
                 return {"complaint": last_words(folder), "seconds": seconds}
+            if name == self.given.until:
+                return {"complaint": f"stopped after {name}, as asked", "seconds": seconds}
         return {**outcome(folder), "seconds": seconds}
 
 
@@ -220,6 +223,8 @@ def run(study: Study) -> dict[str, Any]:
         document["budgets"][f"{budget:g}x"] = found
         for name, item in found.items():
             print(f"{budget:g}x {name}: {line(item)}", flush=True)
+    if study.given.until:
+        return document
     document["dense"] = study.dense()
     document["adapted"] = read(study.folder / "base", "prepare/prepare.json")["top1"]
     return document
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--form", choices=list(FORMS), default="small")
     parser.add_argument("--arms", help="only these, by commas")
     parser.add_argument("--budgets", help="only these shares of the dense latency, by commas")
+    parser.add_argument("--until", choices=["prune"], help="stop each arm after this stage")
     parser.add_argument("--ablate", action="store_true", help="variants of W-Gates, too")
     parser.add_argument("--train-precision", default="32-true")
     parser.add_argument("--out", help="name of a result file in benchmarks/results")
