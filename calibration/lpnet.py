@@ -27,13 +27,13 @@ from calibration.errors import PredictorError
 from calibration.heldout import FOLDS, HeldOutError, outer_folds
 from calibration.pace import RANGE, calm, exposures
 from calibration.plain import Plain
+from calibration.schemas import LPNET
 from calibration.skeleton import Skeleton
 from calibration.structured import Structured
 from calibration.terms import Lifts, Terms
 from calibration.widths import WidthVector, dump, whole
 from targets.fingerprint import Fingerprint
 
-SCHEMA = 4
 FEWEST_RECORDS = 20
 FEWEST_WITH_PRIOR = 8
 CI95 = 2 * 1.96  # a 95 % interval in standard errors
@@ -119,7 +119,7 @@ class LPNet(nn.Module):
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "lpnet.safetensors")
         document = {
-            "schema": SCHEMA,
+            "schema": LPNET,
             "skeleton_sha256": self.skeleton_sha256,
             "block": self.block,
             "options": asdict(self.options),
@@ -184,8 +184,8 @@ class LPNet(nn.Module):
 def _check_origin(document: Any, skeleton: Skeleton) -> None:
     """PredictorError unless the LPNet is of this version and this network."""
     again = "run: pipeline calibrate"
-    if document["schema"] != SCHEMA:
-        said = f"the stored LPNet has schema {document['schema']}, this version reads {SCHEMA}"
+    if document["schema"] != LPNET:
+        said = f"the stored LPNet has schema {document['schema']}, this version reads {LPNET}"
         raise PredictorError(said, fix=again)
     if document["skeleton_sha256"] != skeleton.sha256:
         raise PredictorError("the LPNet is of another network", fix=again)

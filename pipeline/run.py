@@ -44,6 +44,7 @@ class Stage:
     entry: str  # "module:function", imported on use so that --help needs no torch
     produces: str  # in one line, for --help
     publishes: tuple[str, ...] = ()  # folders moved into the run folder itself when done
+    schema: int = 0  # of what it writes, if that ever changed; what has another is written again
 
     def execute(self, context: Context) -> None:
         module, _, function = self.entry.partition(":")
@@ -239,7 +240,9 @@ class Run:
         options = {k: _plain(v) for k, v in values.items()}
         named = {k: _file_in(v) for k, v in values.items()}
         files = {k: digest(path) for k, path in named.items() if path is not None}
-        return {"stage": stage.name, "options": options, "files": files, "needs": needs}
+        schema = {"schema": stage.schema} if stage.schema else {}
+        found = {"options": options, "files": files, "needs": needs}
+        return {"stage": stage.name, **schema, **found}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from calibration.schemas import LPNET
 from pipeline.options import (
     BuildOptions,
     CalibrateOptions,
@@ -38,6 +39,7 @@ STAGES: dict[str, Stage] = {
             CalibrateOptions,
             "pipeline.stages.calibrate:execute",
             "latency database and LPNet for the target",
+            schema=LPNET,
         ),
         Stage(
             "prune",

@@ -16,8 +16,9 @@ from safetensors.torch import load, save_file
 from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.errors import PredictorError
-from calibration.lpnet import SCHEMA, FitOptions, LPNet, fit_lpnet, fit_once
+from calibration.lpnet import FitOptions, LPNet, fit_lpnet, fit_once
 from calibration.sampling import first_widths
+from calibration.schemas import LPNET
 from calibration.skeleton import Skeleton
 from calibration.structured import ROWS
 from targets.base import TargetOptions
@@ -280,7 +281,7 @@ Change = Callable[[dict[str, Any]], object]
 
 CHANGES: dict[str, Change] = {
     "older schema": lambda d: d.update(schema=2),
-    "newer schema": lambda d: d.update(schema=SCHEMA + 1),
+    "newer schema": lambda d: d.update(schema=LPNET + 1),
     "no block": lambda d: d.pop("block"),
     "block is zero": lambda d: d.update(block=0),
     "block is text": lambda d: d.update(block="16"),

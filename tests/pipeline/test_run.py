@@ -9,7 +9,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,13 @@ def test_nothing_is_done_twice(workshop: Workshop) -> None:
         "make: done before, nothing changed",
         "use: done before, nothing changed",
     ]
+
+
+def test_what_an_older_version_wrote_in_another_schema_is_written_again(workshop: Workshop) -> None:
+    workshop.run()
+    workshop.stages["make"] = replace(workshop.stages["make"], schema=2)
+    assert workshop.run() == ["make", "use"]
+    assert workshop.run() == []
 
 
 def test_options_of_a_stage_are_what_it_depends_on(workshop: Workshop) -> None:
