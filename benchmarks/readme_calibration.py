@@ -22,7 +22,7 @@ def calibration(result: Document, candidates: Document, fleet: Document) -> str:
         "",
         "| network on target | samples (minutes) | mean error | within 5 % | within 10 % | rank "
         "| 90 % interval covers | best of the others: mean, within 5 % "
-        "| rounds | two rounds differ by: mean, within 5 % |",
+        "| rounds (their mean known to) | two rounds differ by: mean, within 5 % |",
         "|---" * 10 + "|",
         *(_row(name, case) for name, case in cases.items()),
         "",
@@ -86,10 +86,17 @@ def _row(name: str, case: Document) -> str:
         f"{ours['spearman']:.3f}",
         f"{case['interval']['coverage']:.0%}",
         f"{best}: {others[best]['mean']:.1%}, {others[best]['within_5']:.0%}",
-        str(case["held_out"].get("rounds", 1)),  # results that are older than rounds have one
+        _rounds(case["held_out"]),
         _repeat(case.get("repeat")),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _rounds(held_out: Document) -> str:
+    """How often the networks were measured; results that are older than rounds: once."""
+    if "rounds" not in held_out:
+        return "1"
+    return f"{held_out['rounds']} ({held_out['standard_error']:.1%})"
 
 
 def _repeat(found: Document | None) -> str:

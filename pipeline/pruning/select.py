@@ -117,6 +117,11 @@ class Selector:
                 found.setdefault((tuple(step), not any(step.values())), step)
         return list(found.values())
 
+    def with_free_channels(self, kept: list[int]) -> list[int]:
+        """Every group as wide as it can be at the same price."""
+        even = [np.arange(group.channels + 1.0) for group in self.skeleton.groups.prunable]
+        return self._filled(kept, even, float(self._prices([kept])[0]))
+
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
         """Widths that the group may have."""
         return allowed_widths(group, self.multiple, self.min_width)
@@ -231,12 +236,15 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def uniform_widths(selector: Selector, aim: float) -> WidthVector:
-    """The widest common share of channels that is priced to fit: the plainest baseline."""
+    """The widest common share of channels that is priced to fit: the plainest baseline.
+
+    Then as much wider as costs nothing, inside the runtime's channel blocks.
+    """
     groups, multiple = selector.skeleton.groups, selector.multiple
     full, floor = groups.full().as_array(), narrowest(groups, multiple, selector.min_width)
     for share in np.linspace(1, 0, 201):
         near = snap((full * share).tolist(), full.tolist(), multiple)
         kept = tuple(np.maximum(near, floor.as_array()).tolist())
         if selector.price(np.array([kept], float))[0] <= aim:
-            return WidthVector(groups.names, kept)
+            return WidthVector(groups.names, tuple(selector.with_free_channels(list(kept))))
     return groups.bare(floor)

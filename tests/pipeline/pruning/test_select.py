@@ -186,6 +186,13 @@ def test_a_predictor_that_rewards_growth_is_not_believed_on_the_way_down(
     assert predicted(selector, kept) <= 100
 
 
+def test_uniform_widths_take_what_costs_nothing(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, stepped(skeleton), MULTIPLE)
+    kept = uniform_widths(selector, 5.0).kept
+    assert predicted(selector, kept) <= 5.0
+    assert all(width % BLOCK == 0 for width in kept)
+
+
 def test_uniform_widths_are_the_widest_common_share(skeleton: Skeleton) -> None:
     selector = Selector(skeleton, smooth(skeleton), MULTIPLE)
     assert uniform_widths(selector, 11.0).kept == WIDTHS
