@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+
+from calibration.database import LatencyRecord
+from calibration.pace import calm
+from calibration.widths import WidthVector
 
 FOLDS = 5
 
@@ -54,3 +59,20 @@ def conformal(sizes: NDArray[np.float64], share: float) -> float:
 def outer_folds(count: int, seed: int) -> NDArray[np.int64]:
     """(N,) fold of each record: every one is held out once."""
     return np.random.default_rng(seed).permutation(count) % FOLDS
+
+
+def judges_of(
+    records: Sequence[LatencyRecord], full: WidthVector, *, fewest: int
+) -> NDArray[np.bool_]:
+    """(N,) records that tell how wrong a predictor is on the networks that a budget leads to.
+
+    Not those with at most one narrow group, as cliffs are searched with: nearly dense networks are
+    easy, and of a calibration that stops early they are half. And not those that others disturbed,
+    unless less than `fewest` are left.
+    """
+    narrow = np.array([record.widths.kept for record in records]) != np.array(full.kept)
+    joint: NDArray[np.bool_] = narrow.sum(1) > 1
+    for judges in (joint & calm(records), joint):
+        if judges.sum() >= fewest:
+            return judges
+    return np.ones(len(records), dtype=bool)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from calibration.cost import NetworkCost
 from calibration.database import LatencyRecord
 from calibration.errors import PredictorError
-from calibration.heldout import FOLDS, HeldOutError, outer_folds
-from calibration.pace import RANGE, calm, exposures
+from calibration.heldout import FOLDS, HeldOutError, judges_of, outer_folds
+from calibration.pace import RANGE, exposures
 from calibration.plain import Plain
 from calibration.schemas import LPNET
 from calibration.skeleton import Skeleton
@@ -228,7 +228,7 @@ def fit_lpnet(
     """Fit on all records; the held-out error comes from 5-fold cross-validation.
 
     Every record is predicted once by a net that did not see it; the net returned saw them all.
-    The error is that of the records that nobody disturbed, where they are enough.
+    The error is that of `judges_of` the records.
     """
     told = on_fold if on_fold is not None else lambda done, total: None
     lpnet = fit_once(records, skeleton, fingerprint, block=block, options=options)
@@ -242,9 +242,7 @@ def fit_lpnet(
         with torch.no_grad():
             predicted[out] = net(every.only(out).kept).exp().double().numpy()
         told(fold + 2, FOLDS + 1)
-    judges = calm(records)
-    if judges.sum() < FEWEST_RECORDS:
-        judges[:] = True
+    judges = judges_of(records, skeleton.groups.full(), fewest=FEWEST_RECORDS)
     lpnet.held_out = HeldOutError.of(predicted[judges], every.ratios[judges])
     lpnet.held_out_ratios = tuple(predicted.tolist())
     return lpnet

@@ -37,7 +37,10 @@ from targets.errors import (
     TargetUnavailableError,
 )
 
+EXIT_FAILED = 1
+
 __all__ = [
+    "EXIT_FAILED",
     "BudgetMissedError",
     "BudgetUnreachableError",
     "BuildError",
@@ -57,6 +60,7 @@ __all__ = [
     "RegressionError",
     "TargetUnavailableError",
     "TrainingError",
+    "in_words",
     "loader_faults_told",
 ]
 
@@ -99,6 +103,11 @@ class InconclusiveError(DeployError):
 
 class BundleError(DeployError):
     """Wrong schema, a missing file, or a file whose digest differs."""
+
+
+def in_words(error: DeployError) -> str:
+    """What happened in one line, and what to do in another."""
+    return f"error: {error.message}" + (f"\n  fix: {error.fix}" if error.fix else "")
 
 
 @contextmanager

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import click
 
-from pipeline.errors import DeployError, InconclusiveError
+from pipeline.errors import EXIT_FAILED, DeployError, InconclusiveError, in_words
 
-EXIT_FAILED, EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 3, 130
 
 
 def guarded(work: Callable[[], None]) -> None:
@@ -17,16 +17,9 @@ def guarded(work: Callable[[], None]) -> None:
     try:
         work()
     except DeployError as error:
-        tell(error)
+        click.echo(in_words(error), err=True)
         inconclusive = isinstance(error, InconclusiveError)
         sys.exit(EXIT_INCONCLUSIVE if inconclusive else EXIT_FAILED)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command resumes", err=True)
         sys.exit(EXIT_INTERRUPTED)
-
-
-def tell(error: DeployError) -> None:
-    """What happened in one line, and what to do in another."""
-    click.echo(f"error: {error.message}", err=True)
-    if error.fix:
-        click.echo(f"  fix: {error.fix}", err=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import EngineError
-from pipeline.guard import EXIT_FAILED, tell
+from pipeline.errors import EXIT_FAILED, EngineError, in_words
 
 GRACE_S = 5.0
 
@@ -34,7 +34,7 @@ def ended_if_it_hangs(
 
     def end() -> None:
         try:
-            tell(error)
+            sys.stderr.write(in_words(error) + "\n")
             before_the_end(error.message)
         finally:
             os._exit(EXIT_FAILED)
