@@ -20,7 +20,7 @@ GRACE_S = 5.0
 
 @contextmanager
 def ended_if_it_hangs(
-    limit_s: float, doing: str, *, before_the_end: Callable[[str], None]
+    limit_s: float, doing: str, *, fix: str, before_the_end: Callable[[str], None]
 ) -> Iterator[None]:
     """Ends this process if the block takes longer; `doing` is what it does, for the error.
 
@@ -29,7 +29,7 @@ def ended_if_it_hangs(
     """
     error = EngineError(
         f"{doing} did not come back within {limit_s / 60:g} minutes",
-        fix="run the same command again, with more time if it needs that: --watchdog MINUTES",
+        fix=fix,
     )
 
     def end() -> None:

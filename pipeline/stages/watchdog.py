@@ -26,7 +26,8 @@ def watched(context: Context, doing: str) -> AbstractContextManager[None]:
     def note(reason: str) -> None:
         context.run.event("stage failed", stage=context.stage.name, reason=reason)
 
-    return ended_if_it_hangs(watchdog_s(context), doing, before_the_end=note)
+    again = f"if it needs more time: pipeline run --out {context.run.folder} --watchdog MINUTES"
+    return ended_if_it_hangs(watchdog_s(context), doing, fix=again, before_the_end=note)
 
 
 def together(batch: int) -> int:

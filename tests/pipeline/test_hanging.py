@@ -12,7 +12,9 @@ from pathlib import Path
 from pipeline import hanging
 hanging.GRACE_S = 0.5
 note = Path(sys.argv[1])
-with hanging.ended_if_it_hangs(0.3, "building engine.bin", before_the_end=note.write_text):
+with hanging.ended_if_it_hangs(
+    0.3, "building engine.bin", fix="wait longer", before_the_end=note.write_text
+):
     {hang}
 print("came back", flush=True)
 time.sleep({after})
@@ -32,9 +34,7 @@ def test_a_call_that_hangs_ends_the_process_in_one_line_and_its_fix(tmp_path: Pa
     assert ended.returncode == 1
     said = ended.stderr.splitlines()
     assert said[0] == "error: building engine.bin did not come back within 0.005 minutes"
-    assert said[1].startswith("  fix: ")
-    assert "--watchdog MINUTES" in said[1]
-    assert len(said) == 2
+    assert said[1:] == ["  fix: wait longer"]
     assert "building engine.bin did not come back" in note.read_text()
 
 

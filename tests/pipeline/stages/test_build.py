@@ -43,8 +43,10 @@ def test_refusal_stays_a_refusal(context: Context) -> None:
 def test_a_build_that_hangs_ends_the_process_and_the_events_tell_it(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended_at_once(limit_s: float, doing: str, *, before_the_end: Callable[[str], None]) -> Any:
-        before_the_end(f"{doing}: {limit_s} s")
+    def ended_at_once(
+        limit_s: float, doing: str, *, fix: str, before_the_end: Callable[[str], None]
+    ) -> Any:
+        before_the_end(f"{doing}: {limit_s} s; {fix}")
         return nullcontext()
 
     monkeypatch.setattr("pipeline.stages.watchdog.ended_if_it_hangs", ended_at_once)
@@ -52,7 +54,8 @@ def test_a_build_that_hangs_ends_the_process_and_the_events_tell_it(
         build_engine(context, Refusing(TargetOptions()), b"model", context.partial / "engine.bin")
     event = json.loads((context.run.folder / "events.jsonl").read_text().splitlines()[-1])
     assert (event["event"], event["stage"]) == ("stage failed", "build")
-    assert event["reason"] == "building engine.bin: 30.0 s"
+    more = f"pipeline run --out {context.run.folder} --watchdog MINUTES"
+    assert event["reason"] == f"building engine.bin: 30.0 s; if it needs more time: {more}"
 
 
 def test_full_disk_is_named(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
