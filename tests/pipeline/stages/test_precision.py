@@ -87,9 +87,14 @@ class LossyTarget(FakeTarget):
         return NODES
 
 
+def run_of(options: CalibrateOptions) -> SimpleNamespace:
+    """What a referee asks of a run."""
+    return SimpleNamespace(options=lambda *_: options, folder=Path("run"))
+
+
 def referee(target: FakeTarget, limit: float = 0.01) -> Referee:
     options = CalibrateOptions(precision_loss=Share(limit))
-    context = cast(Any, SimpleNamespace(run=SimpleNamespace(options=lambda *_: options)))
+    context = cast(Any, SimpleNamespace(run=run_of(options)))
     made, known = Referee(context, target), digits(BATCH)
     made.__dict__["batches"] = tuple(np.split(known.train[:32], 2))
     made.__dict__["judged"] = (known.images[:200], known.logits[:200].argmax(1))
@@ -148,7 +153,7 @@ def test_a_larger_limit_allows_more(tmp_path: Path) -> None:
 
 def test_fp32_is_built_once_and_needs_no_images(tmp_path: Path) -> None:
     target = FakeTarget(TargetOptions(batch=BATCH))
-    context = cast(Any, SimpleNamespace(run=SimpleNamespace(options=lambda *_: CalibrateOptions())))
+    context = cast(Any, SimpleNamespace(run=run_of(CalibrateOptions())))
     judged = Referee(context, target).build(digits(BATCH).onnx, tmp_path / "engine.json")
     assert (judged.loss, judged.n, judged.record.kept_fp32) == (0.0, 0, ())
     assert judged.seconds > 0
