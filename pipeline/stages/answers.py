@@ -90,7 +90,7 @@ def answers(context: Context) -> Answers:
         engine = stack.enter_context(target_of(run).load(engine_file))
         stack.enter_context(torch.no_grad())
         ask: dict[str, Answer] = _askable(context, batch)
-        ask["engine"] = lambda images: logits_of(context, engine, images.numpy(), batch)
+        ask["engine"] = lambda images: logits_of(context, engine, images.numpy())
         for done, (images, _) in enumerate(data.batches("test", step), 1):
             logits = {name: answer(images) for name, answer in ask.items()}
             parity.add(logits["finetuned"], logits["engine"])

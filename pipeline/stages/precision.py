@@ -124,7 +124,7 @@ class _Trials:
         seconds = time.perf_counter() - started
         images, labels = referee.judged
         with target.load(record.engine) as engine:
-            logits = logits_of(context, engine, images, target.options.batch)
+            logits = logits_of(context, engine, images)
         loss = self.reference - self._top1(logits)
         self.losses.append((len(record.kept_fp32), loss))
         return Judged(record, seconds, loss, len(labels), tuple(self.losses))

@@ -35,9 +35,9 @@ def together(batch: int) -> int:
     return max(batch, TOGETHER // batch * batch)
 
 
-def logits_of(context: Context, engine: Engine, images: Images, batch: int) -> NDArray[np.float32]:
-    """The engine's logits (n, classes) of images (n, C, H, W), n a multiple of the batch."""
-    step, found = together(batch), []
+def logits_of(context: Context, engine: Engine, images: Images) -> NDArray[np.float32]:
+    """The engine's logits (n, classes) of images (n, C, H, W), n a multiple of its batch."""
+    step, found = together(engine.input_shape[0]), []
     for start in range(0, len(images), step):
         with watched(context, "the engine's answer"):
             found.append(engine.infer(images[start : start + step]))

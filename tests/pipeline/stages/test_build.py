@@ -30,14 +30,16 @@ class Refusing(FakeTarget):
 def context(tmp_path: Path) -> Context:
     run = Run(tmp_path / "run", STAGES)
     run.resolve({"watchdog": 0.5})
-    return Context(run, STAGES["build"], tmp_path, Silent())
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    return Context(run, STAGES["build"], partial, Silent())
 
 
 def test_refusal_stays_a_refusal(context: Context) -> None:
-    out = context.run.folder / "engine.bin"
+    out = context.partial / "engine.bin"
     with pytest.raises(BuildError, match="refused the model"):
         build_engine(context, Refusing(TargetOptions()), b"model", out)
-    assert not out.exists()
+    assert list(context.partial.iterdir()) == []
 
 
 def test_a_build_that_hangs_ends_the_process_and_the_events_tell_it(
@@ -63,8 +65,8 @@ def test_full_disk_is_named(context: Context, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    out = context.run.folder / "engine.bin"
+    out = context.partial / "engine.bin"
     with pytest.raises(DeployError, match=r"cannot write engine\.bin: No space left") as caught:
         build_engine(context, Refusing(TargetOptions()), b"model", out)
     assert "free the disk" in caught.value.fix
-    assert not out.exists()
+    assert list(context.partial.iterdir()) == []
