@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -92,6 +92,13 @@ class HeldOut:
         means = zip(rounds[0].records, np.exp(logs.mean(axis=0)), strict=True)
         records = tuple(replace(record, ratio=float(ratio)) for record, ratio in means)
         return cls(replace(rounds[0], records=records), logs)
+
+    def without(self, known: Collection[WidthVector]) -> HeldOut:
+        """Those that a calibration did not measure, such as one made anew since."""
+        records = self.problem.records
+        unseen = [index for index, record in enumerate(records) if record.widths not in known]
+        kept = replace(self.problem, records=tuple(records[index] for index in unseen))
+        return HeldOut(kept, self.log_ratios[:, unseen])
 
     @property
     def rounds(self) -> int:

@@ -43,7 +43,7 @@ class Case:
         found = HeldOut.open(self.folder)
         if found is None or not found.suffices:
             raise SystemExit(f"{self.name}: too little was held out; run the study without --judge")
-        return found
+        return found.without({record.widths for record in self.calibrated.records})
 
     @property
     def held_out(self) -> Problem:

@@ -96,6 +96,16 @@ def test_rounds_go_on_until_the_mean_is_known_or_they_are_many(
     assert HeldOut.of(noisy_rounds(rounds, sigma)).suffices == suffices
 
 
+def test_networks_that_were_calibrated_since_do_not_judge() -> None:
+    found = HeldOut.of(noisy_rounds(2, 0.02))
+    widths = [record.widths for record in found.problem.records]
+    fewer = found.without({widths[0], widths[7]})
+    assert [record.widths for record in fewer.problem.records] == [*widths[1:7], *widths[8:]]
+    means = np.exp(fewer.log_ratios.mean(axis=0))
+    np.testing.assert_allclose(means, fewer.problem.ratios())
+    assert fewer.rounds == 2
+
+
 def test_goals_are_met_on_the_right_side() -> None:
     good = {"within_5": 0.95, "within_10": 0.99, "mean": 0.02, "spearman": 0.98}
     assert all(goals_met(good, 0.9).values())
