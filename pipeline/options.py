@@ -159,10 +159,11 @@ class PruneOptions:
     plan: Path | None = option(
         None, "a plan.json of this network: keep its channels instead of choosing any"
     )
-    budget_mode: Literal["bound", "penalty"] = option(
-        "bound",
-        "gates learn to hit the budget, or weigh alpha * log(1 + cost / dense cost) against the "
-        "task, where the budget only bounds the final selection",
+    budget_mode: Literal["projection", "bound", "penalty"] = option(
+        "projection",
+        "gates are held on plans that fit the budget, or a price on the cost makes them hit it, or "
+        "they weigh alpha * log(1 + cost / dense cost) against the task, where the budget only "
+        "bounds the final selection",
     )
     alpha: float = option(1.0, "weight of the cost in --budget-mode penalty", least=0)
     min_width: Share = option(

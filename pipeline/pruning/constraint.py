@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.pruning.select import Cost
+from pipeline.pruning.select import Cost, Selector
 
 FAIR = 0.03  # excess that the multiplier learns from
 RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a method learns under."""
+
+    smooth: Callable[[], Cost]  # whose slope gates can follow, made when asked for
+    selector: Selector  # what plans cost, and which ones there are
+    aim: float  # of the cost
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the cost may be: with `ramp` it falls from the dense network's over the first steps.
+
+    A bound that is violated by little at all times lets the task choose which gates close; one
+    violated by much closes whole groups at once.
+    """
+
+    dense: float
+    last: float
+    ramp: bool = True
+
+    def at(self, share: float) -> float:
+        """After `share` of the gated steps."""
+        fallen = min(1.0, share / RAMP) if self.ramp else 1.0
+        return self.dense + fallen * (self.last - self.dense)
 
 
 class CostTerm(Protocol):
@@ -23,8 +52,8 @@ class CostTerm(Protocol):
     def loss(self, widths: Tensor, share: float) -> Tensor:
         """The term for (1, G) open gates after `share` of the gated steps."""
 
-    def ascend(self) -> None:
-        """After each step."""
+    def ascend(self, share: float) -> None:
+        """After each step, the one at `share` of the gated steps."""
 
 
 class Bound:
@@ -36,20 +65,15 @@ class Bound:
     they are off by, and in a training of any length it swings about once. The proportional part
     damps it. Inside the budget the excess is negative, and in the end the price as well: gates
     that noise closed open again, so that no capacity is given away.
-
-    The aim falls from the dense cost to `aim` while training: a bound that is violated by little
-    at all times lets the task choose which gates close; one violated by much closes whole groups
-    at once.
     """
 
-    def __init__(self, cost: Cost, aim: float, *, dense: float, gain: float, dual_step: float):
-        self.cost, self.aim, self.dense = cost, aim, dense
-        self.gain, self.dual_step = gain, dual_step
+    def __init__(self, cost: Cost, aim: Aim, *, gain: float, dual_step: float) -> None:
+        self.cost, self.aim, self.gain, self.dual_step = cost, aim, gain, dual_step
         self.multiplier = 0.0
         self.predicted, self.excess = float("nan"), 0.0
 
     def loss(self, widths: Tensor, share: float) -> Tensor:
-        aim = self.dense + min(1.0, share / RAMP) * (self.aim - self.dense)
+        aim = self.aim.at(share)
         self.predicted, slope = _priced(self.cost, widths)
         self.excess = self.predicted / aim - 1
         price = self.multiplier + self.gain * self.excess
@@ -57,7 +81,7 @@ class Bound:
         linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / aim
         return price * (linear + self.excess)
 
-    def ascend(self) -> None:
+    def ascend(self, share: float) -> None:
         self.multiplier += self.dual_step * min(max(self.excess, -FAIR), FAIR)
 
 
@@ -75,7 +99,7 @@ class Penalty:
         value = math.log1p(self.predicted / self.dense)
         return self.multiplier * (value + linear / (self.dense + self.predicted))
 
-    def ascend(self) -> None:
+    def ascend(self, share: float) -> None:
         """The weight of the cost is given, not learned."""
 
 

@@ -73,9 +73,22 @@ def _steps(conv: nn.Conv2d) -> list[tuple[int, int, int]]:
     return list(zip(added, spans, (int(step) for step in conv.stride), strict=True))
 
 
-def any_open(gates: Iterable[Tensor]) -> Tensor:
-    """() 1 if any gate of a branch's groups is open; else 0, and so is what the branch adds."""
-    return torch.stack([gate.amax() for gate in gates]).amax()
+def any_open(gates: Mapping[str, Tensor], branch: Branch) -> Tensor:
+    """() 1 if any gate of the branch's groups is open; else 0, and so is what the branch adds."""
+    return torch.stack([gates[name].amax() for name in branch.groups]).amax()
+
+
+def ajar(gates: Mapping[str, Tensor], branches: Iterable[Branch]) -> dict[str, Tensor]:
+    """The gates, all open in branches whose own all closed, which a switch has to keep out.
+
+    Behind closed gates a branch computes nothing, and no image could say what it would add.
+    """
+    found = dict(gates)
+    for branch in branches:
+        gone = any_open(gates, branch) == 0
+        for name in branch.groups:
+            found[name] = found[name].masked_fill(gone, 1.0)
+    return found
 
 
 def let_go(

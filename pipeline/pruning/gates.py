@@ -8,7 +8,7 @@ backward pass uses a surrogate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -24,6 +24,7 @@ from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 Start = Literal["norm", "shuffled", "drawn"]
 
 START_LOW, START_HIGH = 0.05, 0.40  # of the first scores: open, and inside the live window
+EDGE = 0.05  # how far inside all gates are of a group that a plan keeps whole, or lets go
 DRAWN = 0.1  # standard deviation of first scores that are drawn
 
 
@@ -51,6 +52,8 @@ class GroupGate(nn.Module):
         self.channels, self.floor = group.channels, floor
         self.step = settings.steps.get(group.name, 1)
         self.surrogate = settings.surrogate
+        # how many a plan keeps open; below zero, each gate decides by itself
+        self.register_buffer("count", torch.tensor(-1))
         self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
         self.rows = [own_rows(model, piece) for piece in self.producers]
         self.score = nn.ModuleList()
@@ -78,6 +81,15 @@ class GroupGate(nn.Module):
         gates: Tensor = BinaryGate.apply(LiveClamp.apply(scores), self.surrogate)
         return _held_open(gates, scores, torch.full_like(gates[0], self.floor))
 
+    def best(self, scores: Tensor) -> Tensor:
+        """(channels,) binary gates, the `count` best open; 0 lies between the last and the next."""
+        count = self.get_buffer("count")
+        ordered = scores.detach().sort(descending=True).values
+        ends = (ordered[:1] + 2 * EDGE, ordered, ordered[-1:] - 2 * EDGE)
+        edge = torch.cat(ends).index_select(0, torch.stack([count, count + 1])).mean()
+        gates: Tensor = BinaryGate.apply(LiveClamp.apply(scores - edge), self.surrogate)
+        return gates + (_is_best(scores, count).to(gates.dtype) - gates).detach()
+
     def filled(self, gates: Tensor, scores: Tensor) -> Tensor:
         """The same with the best of the closed ones open, up to the next fast width."""
         if self.step == 1:
@@ -90,9 +102,13 @@ def _held_open(gates: Tensor, scores: Tensor, least: Tensor) -> Tensor:
 
     A constant on top: the surrogate's slope still reaches every score.
     """
-    ranks = scores.detach().argsort(descending=True, stable=True).argsort()
-    best = (ranks < least).to(gates.dtype)
+    best = _is_best(scores, least).to(gates.dtype)
     return gates + (best - gates).detach().clamp_min(0)
+
+
+def _is_best(scores: Tensor, count: Tensor) -> Tensor:
+    """(channels,) whether a score is one of the `count` highest."""
+    return scores.detach().argsort(descending=True, stable=True).argsort() < count
 
 
 class FilterGates(nn.Module):
@@ -104,9 +120,12 @@ class FilterGates(nn.Module):
         model: nn.Module,
         floors: Mapping[str, int],
         settings: GateForm = GateForm(),  # noqa: B008  a frozen value
+        *,
+        held: bool = False,
     ) -> None:
         super().__init__()
         self.names, self.settings, self.branches = groups.names, settings, groups.branches
+        self.held = held
         self.gate = nn.ModuleList(
             GroupGate(group, model, floors[group.name], settings) for group in groups.prunable
         )
@@ -118,8 +137,15 @@ class FilterGates(nn.Module):
 
     def of(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group name -> (channels,) gates of these scores: what the cost counts."""
+        if self.held:
+            return {name: gate.best(scores[name]) for name, gate in self._named()}
         found = {name: gate(scores[name]) for name, gate in self._named()}
         return let_go(found, scores, self.branches)
+
+    def hold(self, kept: Sequence[int]) -> None:
+        """From now on, as many gates of each group are open as a plan keeps: the best-scored."""
+        for gate, count in zip(self.each(), kept, strict=True):
+            gate.get_buffer("count").fill_(count)
 
     def filled(
         self, gates: Mapping[str, Tensor], scores: Mapping[str, Tensor]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroup, Plan, Slice
 from pipeline.errors import GroupsError
+from pipeline.pruning.constraint import Goal
 from pipeline.pruning.gates import filters_of, is_filter_bank
-from pipeline.pruning.select import Cost, Scores, Selector, uniform_widths
+from pipeline.pruning.select import Scores, Selector, uniform_widths
 from pipeline.training import Trainer
 
 Score = Callable[[nn.Module, ChannelGroup], Tensor]  # -> (channels,), higher is kept
@@ -84,7 +85,7 @@ class Ranking:
     def solving_epochs(self, epochs: int) -> int:
         return 0
 
-    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
+    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
         """Nothing to learn: the scores decide."""
 
     def propose(self, selector: Selector, aim: float) -> Plan:

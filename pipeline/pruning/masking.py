@@ -19,14 +19,21 @@ from calibration.branches import Branch
 from calibration.widths import ChannelGroups, Plan, Slice
 from pipeline.pruning.emptied import any_open
 
+Gates = Callable[[], Mapping[str, Tensor]]
+
 
 @contextlib.contextmanager
 def gated(
-    model: nn.Module, groups: ChannelGroups, gates: Callable[[], Mapping[str, Tensor]]
+    model: nn.Module,
+    groups: ChannelGroups,
+    gates: Gates,
+    switches: Gates | None = None,
 ) -> Iterator[None]:
     """Within the block, the model's forward multiplies gated outputs by `gates()`.
 
-    `gates` is asked once per gated module and forward; let it return what the step computed.
+    What a branch adds is multiplied by its own of `switches()`, by name; without them, by 1 if any
+    gate of its groups is open. Both are asked once per gated module and forward; let them return
+    what the step computed.
     """
     with contextlib.ExitStack() as stack:
         for group in groups.prunable:
@@ -37,7 +44,7 @@ def gated(
                     for hook in _hooks(module, ask):
                         stack.callback(hook.remove)
         for branch in groups.branches:  # without its channels it adds a constant: it goes with them
-            ask = functools.partial(_branch_gate, branch, gates)
+            ask = functools.partial(_branch_gate, branch, gates, switches)
             for hook in _hooks(model.get_submodule(branch.name), ask):
                 stack.callback(hook.remove)
         yield
@@ -56,9 +63,7 @@ def masked(
     return gated(model, groups, lambda: masks)
 
 
-def _rows_gate(
-    name: str, index: Tensor | None, gates: Callable[[], Mapping[str, Tensor]]
-) -> Tensor:
+def _rows_gate(name: str, index: Tensor | None, gates: Gates) -> Tensor:
     """(rows,) gates of a module's rows; those of no channel of the group stay as they are."""
     gate = gates()[name]
     if index is None:
@@ -66,10 +71,9 @@ def _rows_gate(
     return torch.cat([gate, gate.new_ones(1)])[index.to(gate.device)]
 
 
-def _branch_gate(branch: Branch, gates: Callable[[], Mapping[str, Tensor]]) -> Tensor:
+def _branch_gate(branch: Branch, gates: Gates, switches: Gates | None) -> Tensor:
     """() gate of all that a branch adds."""
-    found = gates()
-    return any_open(found[name] for name in branch.groups)
+    return any_open(gates(), branch) if switches is None else switches()[branch.name]
 
 
 def _hooks(module: nn.Module, ask: Callable[[], Tensor]) -> list[RemovableHandle]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
+from pipeline.pruning.constraint import Goal
 from pipeline.pruning.magnitude import (
     Ranking,
     UniformRanking,
@@ -18,7 +19,7 @@ from pipeline.pruning.magnitude import (
     l1_norm,
     scores_by,
 )
-from pipeline.pruning.select import Cost, Selector
+from pipeline.pruning.select import Selector
 from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.pruning.wgates import GateSettings, WGates
 from pipeline.training import Trainer
@@ -36,10 +37,10 @@ class Pruner(Protocol):
     def solving_epochs(self, epochs: int) -> int:
         """How many of the method's epochs it needs to decide; the rest train on fixed masks."""
 
-    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
-        """Learn under the cost for the trainer's epochs; `ramp` on the first time.
+    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
+        """Learn under the goal for the trainer's epochs; `ramp` on the first time.
 
-        The cost takes widths on the trainer's device.
+        The goal's smooth cost takes widths on the trainer's device.
         """
 
     def propose(self, selector: Selector, aim: float) -> Plan:

@@ -15,8 +15,6 @@ from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
-EXCHANGES = 20  # at most; each makes the plan worth more
-GAINS = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
 # legal widths that a step may go: where the runtime works in blocks of two or four of them, the
 # next one alone often saves nothing, and would hide what the block is worth
 REACH = 4
@@ -47,6 +45,8 @@ class Selector:
     # channels from step to step of the latency, for groups where calibration measured them
     steps: Mapping[str, int] = field(default_factory=dict)
     min_width: float = 0.0  # least share of a group's channels
+    exchanges: int = 20  # at most; each makes the plan worth more
+    gains: float = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
 
     def choose(
         self,
@@ -70,7 +70,7 @@ class Selector:
         while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
             kept = best
         kept = self._filled(kept, worth, aim)
-        for _ in range(EXCHANGES):
+        for _ in range(self.exchanges):
             exchanged = self._exchanged(kept, worth, aim)
             if exchanged is None:
                 break
@@ -98,7 +98,7 @@ class Selector:
         self, kept: list[int], worth: list[NDArray[np.float64]], aim: float
     ) -> list[int] | None:
         """The plan worth most that gives one step up and fills the room; None if none gains."""
-        best, most = None, _total(kept, worth) * (1 + GAINS)
+        best, most = None, _total(kept, worth) * (1 + self.gains)
         for step in self._saving(kept):
             tried = self._filled(_with(kept, step), worth, aim)
             if (found := _total(tried, worth)) > most and self._prices([tried])[0] <= aim:

@@ -1,15 +1,17 @@
 """W-Gates training: weights, gates and widths together under a cost: latency, MACs or parameters.
 
-loss = task + price * (cost / aim - 1), the price by dual ascent, so that the budget is reached
-rather than traded against (methods: adapter A2); or task + alpha * log(1 + cost / dense cost), the
-paper's own form (A1).
+Gates are held on plans that fit the budget, which their scores decide (`projection`); or loss =
+task + price * (cost / aim - 1), the price by dual ascent, so that the budget is reached rather than
+traded against (methods: adapter A2); or task + alpha * log(1 + cost / dense cost), the paper's own
+form (A1).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,14 +22,16 @@ from torch import Tensor, nn
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.evaluation import Top1, top1
-from pipeline.pruning.constraint import Bound, CostTerm, Penalty
+from pipeline.pruning.constraint import Aim, Bound, CostTerm, Goal, Penalty
+from pipeline.pruning.emptied import ajar, any_open
 from pipeline.pruning.gates import FilterGates, GateForm, widths_of
 from pipeline.pruning.masking import gated
-from pipeline.pruning.select import Cost, Selector, narrowest
+from pipeline.pruning.projection import Projection
+from pipeline.pruning.select import Selector, narrowest
 from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.training import Trainer, decayed, sgd
 
-BudgetMode = Literal["bound", "penalty"]
+BudgetMode = Literal["projection", "bound", "penalty"]
 
 # `gate_lr` and `dual_lr` are meant for this many gated steps and shrink with more: gates and price
 # then take the same path over the training, however long it is, with less noise on the way
@@ -36,6 +40,7 @@ GATES = 500  # ... and `gate_lr` for this many gates: of more, each has a smalle
 # of the price at --gate-lr 1: the widths follow the aim within a few hundredths of the training
 GAIN = 30.0
 LEAST_REGARD = 0.1  # of a group whose gates all closed
+GAINS = 0.02  # while weights learn, a plan gives way only to one that is worth clearly more
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class GateSettings:
     weight_decay: float
     dual_lr: float
     form: GateForm = GateForm()  # noqa: RUF009  a frozen value
-    mode: BudgetMode = "bound"
+    mode: BudgetMode = "projection"
     alpha: float = 1.0  # of the penalty
     live_share: float = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
     min_width: float = 0.0  # least share of a group's channels
@@ -72,60 +77,72 @@ class WGates:
         floors = dict(zip(least.groups, least.kept, strict=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.gates = FilterGates(groups, model, floors, settings.form)
+            held = settings.mode == "projection"
+            self.gates = FilterGates(groups, model, floors, settings.form, held=held)
+        if held:
+            self.gates.hold(groups.full().kept)
         self.trained = nn.ModuleDict({"model": model, "gates": self.gates})
         self._current: Mapping[str, Tensor] = {}
+        self._switches: Mapping[str, Tensor] = {}
         self._before: NDArray[np.bool_] | None = None
 
     def solving_epochs(self, epochs: int) -> int:
         return max(1, round(epochs * self.settings.live_share))
 
-    def solve(self, trainer: Trainer, cost: Cost, aim: float, *, ramp: bool = True) -> None:
+    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
 
-        With `ramp` the aim falls from the dense network's cost to `aim` over the first steps.
+        With `ramp` the aim falls from the dense network's cost to the goal's over the first steps.
         """
         total = max(1, trainer.recipe.epochs * trainer.steps_per_epoch)
-        pace = min(1.0, LIVE_STEPS / total)
         self.trained.to(trainer.fabric.device)
-        term = self._term(cost, aim, pace, trainer)
+        term = self._term(goal, trainer, total, ramp=ramp)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             term.multiplier = trainer.state.get("multiplier", term.multiplier)
-            share = trainer.state.get("steps", 0.0) / total if ramp else 1.0
+            share = trainer.state.get("steps", 0.0) / total
             widths = self._look()
             task = self.task(images, self.model(images), labels)
             return task + term.loss(widths, share)
 
         def on_step() -> None:
-            term.ascend()
-            trainer.state["multiplier"] = term.multiplier
             trainer.state["steps"] = trainer.state.get("steps", 0.0) + 1
+            term.ascend(trainer.state["steps"] / total)
+            trainer.state["multiplier"] = term.multiplier
 
         def evaluate() -> Top1:
             self.refresh()
             trainer.state |= {"predicted": term.predicted, **self.health()}
             return top1(self.model, trainer.data, "val", trainer.fabric)
 
-        optimizer = self._optimizer(pace)
+        optimizer = self._optimizer(_pace(total))
         with self.in_place():
             trainer.train(self.trained, optimizer, loss, evaluate=evaluate, on_step=on_step)
         self.refresh()
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         opened = self.open_widths()
-        return selector.choose(self.scores(), opened, aim, self._regard(opened))
+        regard = None if self.gates.held else self._regard(opened)
+        return selector.choose(self.scores(), opened, aim, regard)
 
     def _regard(self, opened: Sequence[int]) -> dict[str, float]:
         """What a channel of each group is worth beside those of others: its open share.
 
-        Task and price have settled it: where gates closed, the task did not hold them open.
+        Task and price have settled it: where gates closed, the task did not hold them open. On a
+        plan nothing is settled so: only closed groups can be missed, and those that were never
+        tried would look worthless beside them.
         """
         groups = self.skeleton.groups.prunable
         return {
             group.name: max(LEAST_REGARD, count / group.channels)
             for group, count in zip(groups, opened, strict=True)
         }
+
+    def _hold(self, selector: Selector, aim: float) -> float:
+        """Put the gates on the plan worth most near the one they are on; what it costs."""
+        kept = self.propose(selector, aim).widths().kept
+        self.gates.hold(kept)
+        return float(selector.price(np.array([kept], float))[0])
 
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""
@@ -136,13 +153,16 @@ class WGates:
         """Gates of the weights as they are; (1, G) open ones, differentiable."""
         scores = self.gates.scores(self.model)
         gates = self.gates.of(scores)
-        self._current = self.gates.filled(gates, scores)
+        branches = self.skeleton.groups.branches
+        self._switches = {branch.name: any_open(gates, branch) for branch in branches}
+        self._current = ajar(self.gates.filled(gates, scores), branches)
         return widths_of(gates)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within the block, the model computes behind its gates."""
-        with gated(self.model, self.skeleton.groups, lambda: self._current):
+        groups = self.skeleton.groups
+        with gated(self.model, groups, lambda: self._current, lambda: self._switches):
             yield
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
@@ -167,15 +187,18 @@ class WGates:
             "flicker": flicker,
         }
 
-    def _term(self, cost: Cost, aim: float, pace: float, trainer: Trainer) -> CostTerm:
-        settings = self.settings
-        full = [self.skeleton.groups.full().kept]
-        widths = torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)
-        dense = float(cost(widths))
+    def _term(self, goal: Goal, trainer: Trainer, steps: int, *, ramp: bool) -> CostTerm:
+        settings, full = self.settings, [self.skeleton.groups.full().kept]
+        if settings.mode == "projection":
+            hold = functools.partial(self._hold, replace(goal.selector, exchanges=1, gains=GAINS))
+            dense = float(goal.selector.price(np.array(full, float))[0])
+            return Projection(hold, Aim(dense, goal.aim, ramp), steps=steps)
+        cost = goal.smooth()
+        dense = float(cost(torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)))
         if settings.mode == "penalty":
             return Penalty(cost, settings.alpha, dense=dense)
-        gain = GAIN / max(settings.gate_lr, 1e-12)
-        return Bound(cost, aim, dense=dense, gain=gain, dual_step=settings.dual_lr * pace)
+        gain, dual_step = GAIN / max(settings.gate_lr, 1e-12), settings.dual_lr * _pace(steps)
+        return Bound(cost, Aim(dense, goal.aim, ramp), gain=gain, dual_step=dual_step)
 
     def _optimizer(self, pace: float) -> torch.optim.Optimizer:
         settings = self.settings
@@ -197,3 +220,8 @@ class WGates:
                 *biases,
             ]
         )
+
+
+def _pace(steps: int) -> float:
+    """Of gates and price, in a training of so many steps."""
+    return min(1.0, LIVE_STEPS / steps)

@@ -105,7 +105,7 @@ class ClosedLoop:
         found: list[Round] = []
         rounds = self.solving.options.rounds
         for number in range(1, rounds + 1):
-            self.solving.learn(number, self._smooth, self.aim_ms)
+            self.solving.learn(number, self._smooth, self.lpnet.predict_ms, self.aim_ms)
             found += self._attempt(number)
             if any(item.met for item in found):
                 break

@@ -21,6 +21,7 @@ from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
 from pipeline.files import copy_atomically
 from pipeline.options import PrepareOptions, PruneOptions
+from pipeline.pruning.constraint import Goal
 from pipeline.pruning.gates import GateForm
 from pipeline.pruning.magnitude import GivenPlan
 from pipeline.pruning.masking import masked
@@ -74,21 +75,27 @@ class Solving:
         self.pruner = self._pruner()
         self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
 
-    def learn(self, number: int, make_cost: Callable[[], Cost], aim: float) -> None:
-        """Let the method learn; later rounds start where the last one ended and take an epoch."""
+    def learn(self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float) -> None:
+        """Let the method learn; later rounds start where the last one ended and take an epoch.
+
+        `smooth` makes, on the training's device, what gates can follow of the cost.
+        """
         if self.solving_epochs == 0:  # a baseline that needs no training to decide
             return
         label = "gates" if number == 1 else f"gates round {number}"
         trainer = self._trainer(label, self.solving_epochs if number == 1 else 1)
-        self.pruner.solve(trainer, make_cost(), aim, ramp=number == 1)
+        goal = Goal(smooth, self._selector(cost), aim)
+        self.pruner.solve(trainer, goal, ramp=number == 1)
         self.history += trainer.history
 
     def propose(self, cost: Cost, aim: float) -> Plan:
         """The method's plan for `aim`, as the cost, on the CPU, has it."""
+        return self.pruner.propose(self._selector(cost), aim)
+
+    def _selector(self, cost: Cost) -> Selector:
         multiple = self.target.channel_multiple
         steps, least = self._steps(), self.options.min_width
-        selector = Selector(self.skeleton, priced(cost), multiple, steps, least)
-        return self.pruner.propose(selector, aim)
+        return Selector(self.skeleton, priced(cost), multiple, steps, least)
 
     def _steps(self) -> Mapping[str, int]:
         """Measured width steps, by group; none where the budget counts every channel."""

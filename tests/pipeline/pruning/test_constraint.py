@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibration.counts import Count
 from calibration.skeleton import Skeleton
-from pipeline.pruning.constraint import FAIR, RAMP, Bound, Penalty
+from pipeline.pruning.constraint import FAIR, RAMP, Aim, Bound, Penalty
 
 from ...calibration.chain import chain
 
@@ -22,7 +22,7 @@ def plane(kept: Tensor) -> Tensor:
 
 
 def bound(aim: float, *, gain: float = 0.0) -> Bound:
-    return Bound(plane, aim, dense=8.0, gain=gain, dual_step=0.5)
+    return Bound(plane, Aim(8.0, aim), gain=gain, dual_step=0.5)
 
 
 def widths() -> Tensor:
@@ -33,7 +33,7 @@ def test_on_the_aim_there_is_neither_loss_nor_change() -> None:
     term = bound(6.0, gain=4.0)
     assert float(term.loss(widths(), 1.0).detach()) == 0
     assert term.predicted == 6.0
-    term.ascend()
+    term.ascend(1.0)
     assert term.multiplier == 0
 
 
@@ -65,7 +65,7 @@ def test_the_multiplier_climbs_by_the_relative_excess_as_far_as_it_counts(
     term = bound(aim)
     for step in (1, 2):
         term.loss(widths(), 1.0)
-        term.ascend()
+        term.ascend(1.0)
         assert term.multiplier == pytest.approx(step * 0.5 * counted, rel=1e-4)
 
 
@@ -78,6 +78,10 @@ def test_the_aim_falls_from_dense_and_then_stays(share: float, aim: float) -> No
     assert term.excess == pytest.approx(6 / aim - 1)
 
 
+def test_an_aim_without_a_ramp_is_there_from_the_start() -> None:
+    assert Aim(8.0, 4.0, ramp=False).at(0.0) == 4.0
+
+
 def test_the_penalty_is_the_papers() -> None:
     term, kept = Penalty(plane, 2.0, dense=8.0), widths()
     loss = term.loss(kept, 0.5)
@@ -85,7 +89,7 @@ def test_the_penalty_is_the_papers() -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert kept.grad is not None
     assert kept.grad[0].tolist() == pytest.approx([2 * 0.5 / 14, 0.0, 2 * 0.1 / 14])
-    term.ascend()
+    term.ascend(1.0)
     assert term.multiplier == 2.0
 
 
@@ -95,7 +99,7 @@ def test_under_a_count_the_gradient_is_the_exact_slope(make: Callable[[Skeleton]
     count = make(skeleton)
     kept = torch.tensor([[12.0, 24.0, 9.0]], requires_grad=True)
     aim = float(count(kept).detach()) / 2
-    term = Bound(count, aim, dense=2 * aim, gain=0.0, dual_step=0.5)
+    term = Bound(count, Aim(2 * aim, aim), gain=0.0, dual_step=0.5)
     term.multiplier = 3.0
     loss = term.loss(kept, 1.0)
     assert float(loss.detach()) == pytest.approx(3.0)

@@ -117,6 +117,35 @@ def test_the_floor_holds_the_best_open_and_their_scores_still_learn() -> None:
     assert gate(far).tolist() == [0, 1, 1, 1, 0, 0]
 
 
+SCORES = (-0.3, -0.1, 0.2, -0.2, -0.35, -0.25)
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_a_held_gate_opens_the_best_and_every_score_learns(count: int) -> None:
+    gate = lone_gate(6, 3)
+    gate.get_buffer("count").fill_(count)
+    scores = torch.tensor(SCORES, requires_grad=True)
+    gates = gate.best(scores)
+    best = sorted(range(6), key=lambda i: -SCORES[i])[:count]
+    assert gates.nonzero().flatten().tolist() == sorted(best)
+    inward = 2 * gates.detach() - 1  # where descent leads each towards the edge
+    (gates * inward).sum().backward()
+    assert scores.grad is not None
+    slope = scores.grad * inward
+    assert (slope > 0).all()
+    if 0 < count < 6:  # steepest between the last that stays and the first that goes
+        ordered = sorted(SCORES, reverse=True)
+        edge = (ordered[count - 1] + ordered[count]) / 2
+        expected = 2 - 4 * (scores.detach() - edge).abs().clamp(max=LiveClamp.LIMIT)
+        torch.testing.assert_close(slope, expected)
+
+
+def test_a_held_gate_opens_no_more_than_its_count_where_scores_are_equal() -> None:
+    gate = lone_gate(6, 1)
+    gate.get_buffer("count").fill_(2)
+    assert gate.best(torch.full((6,), 0.1)).tolist() == [1, 1, 0, 0, 0, 0]
+
+
 def test_a_gate_is_filled_up_to_the_fast_width_and_counts_what_it_was() -> None:
     gate = lone_gate(12, 2, steps={"a": 4})
     scores = torch.linspace(0.3, -0.3, 12).requires_grad_(True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calibration.branches import Branch
 from calibration.candidates import Slicer
 from calibration.counts import Count
 from calibration.errors import GroupsError
@@ -43,7 +44,7 @@ from .networks import (
 )
 
 BRANCHES = {"wgates:resnet20a": 9, "torchvision:resnet18": 8, "torchvision:mobilenet_v2": 10}
-SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
+SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8, mode="bound")
 
 
 @functools.cache
@@ -332,6 +333,39 @@ def test_training_behind_gates_computes_without_the_branch(wgates: WGates) -> No
         dense = network.model(network.images)
     assert torch.equal(found, expected)
     assert not torch.allclose(found, dense)
+
+
+def slope_at_nothing(network: Network, branch: Branch) -> float:
+    """d(loss)/d(share) of a branch that is added by a share of it, at none."""
+    share = torch.zeros((), requires_grad=True)
+    end = network.model.get_submodule(branch.name)
+    handle = end.register_forward_hook(lambda module, inputs, output: share * output)
+    network.model(network.images).square().sum().backward()
+    handle.remove()
+    assert share.grad is not None
+    return float(share.grad)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_scores_of_a_branch_that_is_gone_learn_what_it_would_add(held: bool) -> None:
+    network = removable("wgates:resnet20a")
+    (branch,) = (b for b in network.skeleton.groups.branches if b.groups == ("layer1.1.conv1",))
+    settings = replace(SETTINGS, mode="projection" if held else "bound")
+    wgates = WGates(network.model, network.skeleton, settings, multiple=8)
+    full = dict(zip(wgates.gates.names, wgates.open_widths(), strict=True))
+    wgates.gates.hold([*({**full, "layer1.1.conv1": 0}).values()])
+    close(wgates, "layer1.1.conv1")
+    for gate in wgates.gates.each():
+        gate.surrogate = "ste"
+    (layer,) = wgates.gates.each()[wgates.gates.names.index("layer1.1.conv1")].layers()
+    wgates._look()
+    with wgates.in_place():
+        network.model(network.images).square().sum().backward()
+    # a bias moves the scores of all channels
+    assert layer.bias.grad is not None
+    expected = slope_at_nothing(network, branch)
+    assert float(layer.bias.grad) == pytest.approx(expected, rel=1e-3)
+    assert abs(expected) > 1e-3
 
 
 # selection

@@ -15,13 +15,16 @@ from calibration.lpnet import one_thread
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector, legal_widths
 from pipeline.evaluation import Top1
+from pipeline.pruning.constraint import Aim, Goal
+from pipeline.pruning.projection import PROJECTIONS
 from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import GateSettings, WGates
 from pipeline.training import Loss, Trainer
 
 from .networks import named
 
-SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
+SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8, mode="bound")
+HELD = replace(SETTINGS, mode="projection")
 
 
 @pytest.mark.parametrize("make", [Count.macs, Count.parameters])
@@ -80,6 +83,10 @@ def test_a_least_width_raises_the_floor(wgates: WGates) -> None:
     assert widths != list(wgates.skeleton.groups.full().kept)
 
 
+def goal(wgates: WGates, count: Count, aim: float) -> Goal:
+    return Goal(lambda: count, Selector(wgates.skeleton, priced(count), 8), aim)
+
+
 class Course:
     """A trainer of `steps` steps on 32 made-up images whose class can be seen."""
 
@@ -119,10 +126,40 @@ def test_the_widths_that_gates_learn_hit_the_aim(wgates: WGates, steps: int, sha
     fresh = WGates(model, wgates.skeleton, SETTINGS, multiple=8)
     macs = Count.macs(fresh.skeleton)
     aim = share * macs.at(fresh.skeleton.groups.full())
-    fresh.solve(cast("Trainer", Course(steps)), macs, aim)
+    fresh.solve(cast("Trainer", Course(steps)), goal(fresh, macs, aim))
     found = macs.at(WidthVector(fresh.skeleton.groups.names, fresh.open_widths()))
     assert found == pytest.approx(aim, rel=0.05)
     assert all(p.is_leaf for p in model.parameters())
+
+
+@one_thread()
+@pytest.mark.parametrize("share", [0.4, 0.8])
+def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(wgates: WGates, share: float) -> None:
+    fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, HELD, multiple=8)
+    macs, groups = Count.macs(fresh.skeleton), fresh.skeleton.groups
+    dense, seen = macs.at(groups.full()), []
+    course = Course(60)
+    watched = replace(goal(fresh, macs, share * dense), smooth=lambda: pytest.fail("not needed"))
+    before = fresh.gates.hold
+    fresh.gates.hold = lambda kept: (seen.append(tuple(kept)), before(kept))  # type: ignore
+    fresh.solve(cast("Trainer", course), watched)
+    costs = [macs.at(WidthVector(groups.names, kept)) / dense for kept in seen]
+    assert len(costs) == PROJECTIONS
+    for number, cost in enumerate(costs, 1):
+        assert cost <= Aim(1.0, share).at((number - 0.5) / PROJECTIONS)
+    assert share * 0.8 <= costs[-1] <= share
+    assert fresh.open_widths() == seen[-1]
+    masks = fresh._current
+    assert [int(mask.sum()) for mask in masks.values()] == list(seen[-1])
+
+
+def test_a_held_model_is_resumed_as_it_was(wgates: WGates) -> None:
+    kept = [8, *wgates.skeleton.groups.full().kept[1:]]
+    held = WGates(wgates.model, wgates.skeleton, HELD, multiple=8)
+    held.gates.hold(kept)
+    again = WGates(copy.deepcopy(wgates.model), wgates.skeleton, HELD, multiple=8)
+    again.trained.load_state_dict(held.trained.state_dict())
+    assert list(again.open_widths()) == kept
 
 
 @one_thread()
@@ -131,6 +168,6 @@ def test_a_penalty_trades_and_a_larger_one_prunes_more(wgates: WGates) -> None:
     for alpha in (0.0, 30.0):
         settings = replace(SETTINGS, mode="penalty", alpha=alpha)
         fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, settings, multiple=8)
-        fresh.solve(cast("Trainer", Course(40)), macs, aim=1.0)
+        fresh.solve(cast("Trainer", Course(40)), goal(fresh, macs, aim=1.0))
         costs.append(macs.at(WidthVector(fresh.skeleton.groups.names, fresh.open_widths())))
     assert costs[1] < 0.8 * costs[0]

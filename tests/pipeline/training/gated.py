@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from calibration.counts import Count
 from pipeline.data.memory import InMemoryImages
+from pipeline.pruning.constraint import Goal
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import GateSettings, WGates
@@ -56,6 +57,7 @@ def learned_plan(
     most = int(SHARE * count.at(skeleton.groups.full()))
     wgates = WGates(model, skeleton, SETTINGS, multiple=MULTIPLE)
     trainer = Trainer(fabric, data, folder, Silent(), Recipe("gates", 6, 16, 0, ""), upkeep)
-    wgates.solve(trainer, count, most)
-    plan = wgates.propose(Selector(skeleton, priced(count), MULTIPLE), most)
+    selector = Selector(skeleton, priced(count), MULTIPLE)
+    wgates.solve(trainer, Goal(lambda: count, selector, most))
+    plan = wgates.propose(selector, most)
     return {"plan": plan.to_json(), "open": list(wgates.open_widths())}
