@@ -82,13 +82,17 @@ class GroupGate(nn.Module):
         return _held_open(gates, scores, torch.full_like(gates[0], self.floor))
 
     def best(self, scores: Tensor) -> Tensor:
-        """(channels,) binary gates, the `count` best open; 0 lies between the last and the next."""
+        """(channels,) binary gates, the `count` best open."""
+        gates: Tensor = BinaryGate.apply(LiveClamp.apply(self.centred(scores)), self.surrogate)
+        exact = _is_best(scores, self.get_buffer("count")).to(gates.dtype)
+        return gates + (exact - gates).detach()
+
+    def centred(self, scores: Tensor) -> Tensor:
+        """(channels,) scores with 0 between the `count` best and the others."""
         count = self.get_buffer("count")
         ordered = scores.detach().sort(descending=True).values
         ends = (ordered[:1] + 2 * EDGE, ordered, ordered[-1:] - 2 * EDGE)
-        edge = torch.cat(ends).index_select(0, torch.stack([count, count + 1])).mean()
-        gates: Tensor = BinaryGate.apply(LiveClamp.apply(scores - edge), self.surrogate)
-        return gates + (_is_best(scores, count).to(gates.dtype) - gates).detach()
+        return scores - torch.cat(ends).index_select(0, torch.stack([count, count + 1])).mean()
 
     def filled(self, gates: Tensor, scores: Tensor) -> Tensor:
         """The same with the best of the closed ones open, up to the next fast width."""
@@ -141,6 +145,12 @@ class FilterGates(nn.Module):
             return {name: gate.best(scores[name]) for name, gate in self._named()}
         found = {name: gate(scores[name]) for name, gate in self._named()}
         return let_go(found, scores, self.branches)
+
+    def centred(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Group name -> (channels,) scores as the surrogate sees them: open from 0 on."""
+        if not self.held:
+            return dict(scores)
+        return {name: gate.centred(scores[name]) for name, gate in self._named()}
 
     def hold(self, kept: Sequence[int]) -> None:
         """From now on, as many gates of each group are open as a plan keeps: the best-scored."""

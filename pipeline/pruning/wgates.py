@@ -178,7 +178,9 @@ class WGates:
 
     def health(self) -> dict[str, float]:
         """Share of gates in the surrogate's live window, and of gates that flipped since last."""
-        scores = np.concatenate(list(self.scores().values()))
+        with torch.no_grad():
+            found = self.gates.centred(self.gates.scores(self.model))
+        scores = torch.cat(list(found.values())).cpu().numpy()
         before, self._before = self._before, scores >= 0
         flicker = 0.0 if before is None else float((before != self._before).mean())
         return {

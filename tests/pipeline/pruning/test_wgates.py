@@ -149,6 +149,7 @@ def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(wgates: WGates, shar
         assert cost <= Aim(1.0, share).at((number - 0.5) / PROJECTIONS)
     assert share * 0.8 <= costs[-1] <= share
     assert fresh.open_widths() == seen[-1]
+    assert fresh.health()["open"] == pytest.approx(sum(seen[-1]) / sum(groups.full().kept))
     masks = fresh._current
     assert [int(mask.sum()) for mask in masks.values()] == list(seen[-1])
 
