@@ -13,6 +13,7 @@ from torch import Tensor
 from calibration.branches import members
 from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
+from pipeline.errors import BudgetUnreachableError
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 # legal widths that a step may go: where the runtime works in blocks of two or four of them, the
@@ -238,7 +239,9 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def uniform_widths(selector: Selector, aim: float) -> WidthVector:
     """The widest common share of channels that is priced to fit: the plainest baseline.
 
-    Then as much wider as costs nothing, inside the runtime's channel blocks.
+    Then as much wider as costs nothing, inside the runtime's channel blocks. Where the budget needs
+    blocks to go, which are not thinner but gone, BudgetUnreachableError; where there are none that
+    could, the narrowest widths.
     """
     groups, multiple = selector.skeleton.groups, selector.multiple
     full, floor = groups.full().as_array(), narrowest(groups, multiple, selector.min_width)
@@ -247,4 +250,11 @@ def uniform_widths(selector: Selector, aim: float) -> WidthVector:
         kept = tuple(np.maximum(near, floor.as_array()).tolist())
         if selector.price(np.array([kept], float))[0] <= aim:
             return WidthVector(groups.names, tuple(selector.with_free_channels(list(kept))))
-    return groups.bare(floor)
+    if groups.branches:
+        dense, least = selector.price(np.array([full, floor.kept], float))
+        raise BudgetUnreachableError(
+            f"uniform widths come to {least / dense:.2f}x of dense at least, the budget needs "
+            f"{aim / dense:.2f}x",
+            fix="choose a --method that lets whole blocks go, such as wgates or l1",
+        )
+    return floor

@@ -19,7 +19,7 @@ from calibration.counts import Count
 from calibration.errors import GroupsError
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan, WidthVector
-from pipeline.errors import ModelError
+from pipeline.errors import BudgetUnreachableError, ModelError
 from pipeline.export import export_onnx
 from pipeline.pruning.branching import find_branches
 from pipeline.pruning.emptied import Nothing, let_go
@@ -400,8 +400,17 @@ def test_a_branch_that_is_gone_comes_back_where_there_is_room() -> None:
     assert kept == groups.full()
     bare = groups.floor(8)
     assert selector.choose(scores_of(skeleton), bare.kept, 0).widths() == bare
-    assert uniform_widths(selector, 0) == bare
-    assert 0 not in uniform_widths(selector, dense / 2).kept
+
+
+def test_uniform_widths_are_thinner_and_let_no_block_go() -> None:
+    skeleton = removable("wgates:resnet20a").skeleton
+    count, groups = Count.macs(skeleton), skeleton.groups
+    selector = Selector(skeleton, priced(count), 8)
+    thinnest = count.at(narrowest(groups, 8, 0.0))
+    assert uniform_widths(selector, thinnest) == narrowest(groups, 8, 0.0)
+    with pytest.raises(BudgetUnreachableError, match="uniform") as caught:
+        uniform_widths(selector, thinnest - 1)
+    assert caught.value.fix
 
 
 def test_removal_is_not_offered_without_branches() -> None:
