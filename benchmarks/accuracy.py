@@ -249,6 +249,8 @@ def main() -> None:
     parser.add_argument("--train-precision", default="32-true")
     parser.add_argument("--out", help="name of a result file in benchmarks/results")
     given = parser.parse_args()
+    if given.until and given.out:
+        parser.error("--until makes no result that --out could hold")
     form = FORMS[given.form]
     studies = [
         Study(network, seed, form, given) for network in form.networks for seed in range(form.seeds)

@@ -29,7 +29,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates live nine tenths": Arm(("--live-share", "90%")),
     "wgates gate distillation": Arm(("--gate-distill", "0.5")),
     "wgates no distillation": Arm(finetune=("--distill", "0")),
-    "wgates no snapping": Arm(("--no-snap-gates",)),
+    "wgates bound without snapping": Arm(("--budget-mode", "bound", "--no-snap-gates")),
+    "wgates bound": Arm(("--budget-mode", "bound")),
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }

@@ -20,8 +20,6 @@ from targets.base import Precision, Target
 from targets.blocks import BlockRun, measure_blocks
 from targets.fingerprint import Fingerprint
 
-TEST_BATCH = 256
-
 
 @dataclass(frozen=True)
 class Recheck:
