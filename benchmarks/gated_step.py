@@ -17,7 +17,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 
@@ -42,6 +42,7 @@ from targets import load_target
 from targets.base import TargetOptions
 
 CLASSES, WARM_UP, MULTIPLE = 10, 3, 8
+MODES: tuple[BudgetMode, ...] = ("projection", "bound")
 LIMIT = 1.15  # the goal, for time and memory
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=5e-4, dual_lr=0.8)
 Step = Callable[[], None]
@@ -189,6 +190,7 @@ def run(case: Case, mode: BudgetMode, device: str, turns: int, steps: int) -> di
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return {
         "case": case.name,
+        "mode": mode,
         "groups": len(skeleton.groups.prunable),
         "seconds": {name: found.tolist() for name, found in seconds.items()},
         "time_ratio": {"median": middle, "quartiles": [low, high]},
@@ -201,7 +203,7 @@ def run(case: Case, mode: BudgetMode, device: str, turns: int, steps: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--mode", choices=get_args(BudgetMode), default=SETTINGS.mode)
+    parser.add_argument("--mode", choices=get_args(BudgetMode), action="append")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5, help="steps of one turn")
     parser.add_argument("--threads", type=int, default=1)
@@ -210,12 +212,13 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     found = []
-    for case in (case for case in CASES if not given.only or given.only in case.name):
-        found.append(run(case, given.mode, given.device, given.turns, given.steps))
+    chosen = [case for case in CASES if not given.only or given.only in case.name]
+    for case, mode in product(chosen, given.mode or MODES):
+        found.append(run(case, mode, given.device, given.turns, given.steps))
         time_ratio, memory = found[-1]["time_ratio"], found[-1]["memory_ratio"]
         low, high = time_ratio["quartiles"]
         print(
-            f"{case.name}: time {time_ratio['median']:.3f} ({low:.3f} to {high:.3f}), "
+            f"{case.name}, {mode}: time {time_ratio['median']:.3f} ({low:.3f} to {high:.3f}), "
             f"memory {memory:.3f}; goal {LIMIT}; choosing a plan {found[-1]['choosing_s']:.2f} s",
             flush=True,
         )
@@ -226,7 +229,6 @@ def main() -> None:
             {
                 "environment": environment(threads=given.threads),
                 "device": device,
-                "mode": given.mode,
                 "goal": LIMIT,
                 "cases": found,
             },

@@ -12,6 +12,7 @@ from benchmarks.readme_accuracy import accuracy
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
 from benchmarks.readme_serve import serve
+from benchmarks.readme_training import training
 from pipeline.report import summary_rows
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,7 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
+        ("training", ("gated-step.json", "training.json"), training),
         ("serve", ("serve.json",), serve),
     ):
         pattern = re.compile(rf"(<!-- {name}: [^>]* -->\n).*?(<!-- /{name} -->)", re.DOTALL)

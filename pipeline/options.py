@@ -183,7 +183,7 @@ class PruneOptions:
     weight_lr: float = option(
         0.02, "peak learning rate of the weights during gated training", least=0
     )
-    dual_lr: float = option(0.8, "speed of dual ascent on the budget, likewise", least=0)
+    dual_lr: float = option(0.8, "speed of dual ascent in --budget-mode bound, likewise", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
     gate_start: Literal["norm", "shuffled", "drawn"] = option(
         "norm", "first scores: in the order of filter norms, in any order, or normally distributed"
@@ -193,7 +193,9 @@ class PruneOptions:
         0.0, "weight of distillation during gated training, 0 to 1", least=0, most=1
     )
     snap_gates: bool = option(
-        True, "fill groups up to the target's measured fast widths while gates learn"
+        True,
+        "fill groups up to the target's measured fast widths while gates learn under a price; "
+        "plans are filled up in any case",
     )
     margin: float = option(
         0.02, "aim this share below the budget (of latency; a count is exact)", least=0, below=1

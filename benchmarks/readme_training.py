@@ -1,0 +1,44 @@
+"""The README's tables on what training costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def training(gated: dict[str, Any], loop: dict[str, Any]) -> str:
+    """A gated step beside a dense one, and our loop beside a bare one."""
+    threads = gated["environment"]["threads"]
+    return "\n".join(
+        [
+            f"A gated training step over a dense one, {gated['device']}, "
+            f"{'one thread' if threads == 1 else f'{threads} threads'}; the ratio of paired turns, "
+            f"median (middle half). Goal: at most {gated['goal']:g}.",
+            "",
+            "| network, images | gates | time | memory | choosing a plan, s |",
+            "|---" * 5 + "|",
+            *(_case_row(case) for case in gated["cases"]),
+            "",
+            "A plan is chosen 40 times in a training, however long it is. "
+            "Our training loop over a bare PyTorch loop on the same batches, "
+            f"{loop['settings']['model']} at batch {loop['settings']['batch']}: {_regimes(loop)}. "
+            f"Goal: at most {loop['limit']:g}.",
+            "",
+        ]
+    )
+
+
+def _case_row(case: dict[str, Any]) -> str:
+    time = case["time_ratio"]
+    low, high = time["quartiles"]
+    return (
+        f"| {case['case']} | {case['mode']} | {time['median']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"{case['memory_ratio']:.3f} | {case['choosing_s']:.2f} |"
+    )
+
+
+def _regimes(loop: dict[str, Any]) -> str:
+    told = []
+    for name, found in loop["regimes"].items():
+        low, high = found["ratio_middle_half"]
+        told.append(f"{name} {found['ratio']:.3f} ({low:.3f} to {high:.3f})")
+    return "; ".join(told)
