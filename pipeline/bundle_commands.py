@@ -12,6 +12,7 @@ import click
 from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
 from pipeline.guard import guarded
+from pipeline.hanging import MINUTES, Watch
 from pipeline.options import VerifyOptions
 from pipeline.stages import STAGES
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from pipeline.recheck import Recheck
 
 COMMANDS: list[click.Command] = []
+
+watchdog = click.option(
+    "--watchdog",
+    type=click.FloatRange(min=0, min_open=True),
+    help="give a build, a load or an engine's answer up that takes this many minutes",
+)
 
 _bundle = click.argument(
     "folder", metavar="BUNDLE", type=click.Path(exists=True, file_okay=False, path_type=Path)
@@ -66,6 +73,7 @@ def sign(folder: Path, key: Path) -> None:
 @with_options([STAGES["verify"]])
 @click.option("--data", help="images to measure accuracy on, and to build int8 and fp16 with")
 @click.option("--key", type=_file, help="public key that the bundle must be signed with")
+@watchdog
 @click.option(
     "--out",
     type=click.Path(exists=False, path_type=Path),
@@ -116,7 +124,8 @@ def _recheck(folder: Path, data: str | None, key: Path | None, flags: dict[str, 
     from pipeline.recheck import recheck_of
 
     given = {name: value for name, value in flags.items() if value is not None}
-    return recheck_of(Bundle.open(folder, key=key), VerifyOptions(**given), data)
+    watch = Watch(60 * given.pop("watchdog", MINUTES))
+    return recheck_of(Bundle.open(folder, key=key), VerifyOptions(**given), data, watch)
 
 
 COMMANDS += [recertify, sign, keygen]

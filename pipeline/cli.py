@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pipeline.bundle_commands import COMMANDS, verify_bundle
+from pipeline.bundle_commands import COMMANDS, verify_bundle, watchdog
 from pipeline.check.command import check
 from pipeline.errors import BudgetMissedError, InconclusiveError
 from pipeline.flags import with_options
@@ -70,12 +70,13 @@ _key = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="of a bundle only: public key that it must be signed with",
 )
-BUNDLE_ONLY = ("bundle_data", "key")
+BUNDLE_ONLY = ("bundle_data", "key", "watchdog")
 VERIFY = """Certificate: parity, accuracy, latency, verdict.
 
 RUN is a run folder, or a bundle: one that holds a manifest.json. Of a bundle the hashes, parity,
 accuracy (with --data) and latency are repeated on this machine, and what differs from the
-certificate's set-up is said; --processes, --block-seconds and --engine-tolerance apply.
+certificate's set-up is said; --processes, --block-seconds and --engine-tolerance apply, and
+--watchdog, which of a run folder is pipeline calibrate's.
 """
 
 
@@ -120,7 +121,7 @@ def _stage_command(stage: Stage) -> click.Command:
         command = _import(_export(command))
     if stage.name == "verify":
         callback.__doc__ = VERIFY
-        command = _data(_key(command))
+        command = _data(_key(watchdog(command)))
     folder = click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
     return click.command(stage.name)(folder(command))
 

@@ -289,6 +289,9 @@ class CheckOptions:
         "largest |candidate - baseline| over the largest |logit| (unset: told, not judged)",
         least=0,
     )
+    watchdog: float = option(
+        10.0, "give a build, a load or an engine's answer up that takes this many minutes", above=0
+    )
     data: str | None = option(
         None, "images to judge accuracy on, named as for: pipeline prepare --data"
     )

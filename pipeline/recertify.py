@@ -35,8 +35,14 @@ def recertify(asked: Recheck, out: Path) -> dict[str, Any]:
         working = out.with_name(f".{out.name}.partial")
         shutil.rmtree(working, ignore_errors=True)
         working.mkdir()
+
+        def clear(reason: str) -> None:
+            shutil.rmtree(working, ignore_errors=True)
+            out.rmdir()
+
         try:
-            certificate = _recertified(asked, working)
+            watch = replace(asked.watch, before_the_end=clear)
+            certificate = _recertified(replace(asked, watch=watch), working)
             (working / "new").replace(out)
         except BaseException:
             out.rmdir()
@@ -80,7 +86,8 @@ def _build(asked: Recheck, working: Path) -> Path:
     out = working / f"engine{asked.target.engine_suffix}"
     batches = _range_batches(asked, int(build.get("range_images", 128)))
     onnx = asked.bundle.read("model.onnx")
-    return asked.target.build(onnx, out, batches, keep_fp32=build.get("kept_fp32", ())).engine
+    kept = build.get("kept_fp32", ())
+    return asked.watch.build(asked.target, onnx, out, batches, keep_fp32=kept).engine
 
 
 def _range_batches(asked: Recheck, count: int) -> tuple[Images, ...]:
@@ -134,7 +141,7 @@ def _previous(asked: Recheck) -> dict[str, Path]:
     """The certified engine, to be timed beside the new one, where it still loads here."""
     path = asked.bundle.path(asked.bundle.manifest.engine)
     try:
-        asked.target.load(path).close()
+        asked.watch.load(asked.target, path).close()
     except EngineError:
         return {}  # `previous` is null in the certificate: there is nothing to compare with
     return {"previous": path}

@@ -10,6 +10,7 @@ from typing import Any, cast
 from pipeline.budget import Budget
 from pipeline.bundle import Bundle, target_options
 from pipeline.errors import BundleError, ParityError, TargetUnavailableError
+from pipeline.hanging import Watch
 from pipeline.judging import Judge, distribution, share
 from pipeline.manifest import REPACK
 from pipeline.options import VerifyOptions
@@ -29,9 +30,15 @@ class Recheck:
     target: Target
     options: VerifyOptions
     data: str | None = None  # images, named as for prepare; None: accuracy is not measured
+    watch: Watch = Watch()  # noqa: RUF009  a frozen value
 
 
-def recheck_of(bundle: Bundle, options: VerifyOptions, data: str | None) -> Recheck:
+def recheck_of(
+    bundle: Bundle,
+    options: VerifyOptions,
+    data: str | None,
+    watch: Watch = Watch(),  # noqa: B008  a frozen value
+) -> Recheck:
     """TargetUnavailableError with every reason if the bundle's target cannot run here."""
     target = load_target(bundle.manifest.target, target_options(bundle.manifest))
     if reasons := target.is_available():
@@ -39,7 +46,7 @@ def recheck_of(bundle: Bundle, options: VerifyOptions, data: str | None) -> Rech
             f"target {target.name} cannot run here: {'; '.join(reasons)}",
             fix=f"see: pipeline targets --explain {target.name}",
         )
-    return Recheck(bundle, target, options, data)
+    return Recheck(bundle, target, options, data, watch)
 
 
 def verify_bundle(asked: Recheck) -> dict[str, Any]:
@@ -70,8 +77,8 @@ def checked_parity(asked: Recheck, engine: Path) -> dict[str, Any]:
     reference = Reference.from_bytes(asked.bundle.read(REFERENCE))
     if reference.pixels.shape[1:] != manifest.input_shape[1:]:
         raise BundleError(f"{REFERENCE} is of other images than the engine's", fix=REPACK)
-    with asked.target.load(engine) as loaded:
-        logits = loaded.infer(reference.images(manifest.mean, manifest.std))
+    with asked.watch.load(asked.target, engine) as loaded:
+        logits = asked.watch.infer(loaded, reference.images(manifest.mean, manifest.std))
     if logits.shape != reference.torch.shape:
         raise BundleError(f"{REFERENCE} is of another number of classes", fix=REPACK)
     found = parity(reference.torch, logits)
@@ -98,8 +105,8 @@ def accuracy(asked: Recheck, engine: Path) -> dict[str, Any] | None:
     from pipeline.testing import top1_of  # torch reads the images
 
     manifest = asked.bundle.manifest
-    with asked.target.load(engine) as loaded:
-        right, n, digest = top1_of(loaded, asked.data, manifest)
+    with asked.watch.load(asked.target, engine) as loaded:
+        right, n, digest = top1_of(loaded, asked.data, manifest, asked.watch)
     certified = asked.bundle.certificate.get("data_sha256")
     return {**share(right / n, n), "data_sha256": digest, "same_data": digest == certified}
 

@@ -7,13 +7,14 @@ import torch
 from pipeline.data.base import DataCard
 from pipeline.data.sources import load_data
 from pipeline.errors import DataError
+from pipeline.hanging import Watch, together
 from pipeline.manifest import Manifest
 from targets.base import Engine, Images
 
-TEST_BATCH, RANGE_BATCH = 256, 16
+RANGE_BATCH = 16
 
 
-def top1_of(engine: Engine, spec: str, manifest: Manifest) -> tuple[int, int, str]:
+def top1_of(engine: Engine, spec: str, manifest: Manifest, watch: Watch) -> tuple[int, int, str]:
     """(right, images, digest of the data) of the data's test split; images are normalised as the
     manifest says, whatever the data's own mean and spread are."""
     height, width = manifest.input_shape[2:]
@@ -21,8 +22,8 @@ def top1_of(engine: Engine, spec: str, manifest: Manifest) -> tuple[int, int, st
     _check(data.card, manifest)
     scale, shift = _renormalising(data.card, manifest)
     right = 0
-    for images, labels in data.batches("test", TEST_BATCH):
-        logits = engine.infer((images * scale + shift).numpy())
+    for images, labels in data.batches("test", together(engine.input_shape[0])):
+        logits = watch.infer(engine, (images * scale + shift).numpy())
         right += int((logits.argmax(1) == labels.numpy()).sum())
     return right, data.size("test"), data.card.digest
 

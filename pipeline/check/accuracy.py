@@ -11,9 +11,9 @@ from pipeline.check.sides import Side, Sides
 from pipeline.data.base import ImageData
 from pipeline.data.sources import load_data
 from pipeline.errors import DataError
+from pipeline.hanging import together
 from targets.base import Images
 
-BATCH = 256
 RANGE_IMAGES = 128
 SAME = 1e-3  # mean and std of the same normalisation agree this far
 
@@ -59,16 +59,15 @@ def _predicted(sides: Sides, side: Side, data: ImageData) -> NDArray[np.int64]:
     """The engine's labels of all test images, (n,)."""
     _check_normalisation(side, data)
     found = []
-    with sides.target.load(side.engine) as engine:
-        step = max(1, BATCH // engine.input_shape[0]) * engine.input_shape[0]
-        for images, _ in data.batches("test", step):
+    with sides.watch.load(sides.target, side.engine) as engine:
+        for images, _ in data.batches("test", together(engine.input_shape[0])):
             if images.shape[1:] != engine.input_shape[1:]:
                 raise DataError(
                     f"{side.name} takes images {engine.input_shape[1:]}, "
                     f"the data has {tuple(images.shape[1:])}",
                     fix="give the data that the network was trained for",
                 )
-            found.append(engine.infer(images.numpy()).argmax(1))
+            found.append(sides.watch.infer(engine, images.numpy()).argmax(1))
     return np.concatenate(found)
 
 

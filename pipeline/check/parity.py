@@ -87,11 +87,11 @@ def _gate(name: str, found: Difference, allowed: float) -> Gate:
 
 def _logits(sides: Sides, side: Side) -> tuple[Images, Logits]:
     """Made-up images (n, C, H, W) that fill whole batches, and the engine's logits on them."""
-    with sides.target.load(side.engine) as engine:
+    with sides.watch.load(sides.target, side.engine) as engine:
         batch, *image = engine.input_shape
         n = batch * -(-FEWEST_IMAGES // batch)
         images = np.random.default_rng(SEED).standard_normal((n, *image), dtype=np.float32)
-        return images, engine.infer(images)
+        return images, sides.watch.infer(engine, images)
 
 
 def _reference(side: Side, images: Images) -> Logits | str:

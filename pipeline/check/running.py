@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from pipeline.check.parity import check_parity
 from pipeline.check.result import CheckResult, Gate, Subject
 from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
 from pipeline.errors import BundleError, DeployError, InconclusiveError
+from pipeline.hanging import Watch
 from pipeline.options import CheckOptions
 from targets.blocks import BlockRun
 from targets.fingerprint import Fingerprint
@@ -70,7 +72,7 @@ def calibrate(request: Request, told: Told) -> tuple[NoiseFloor, Fingerprint]:
     boundary = Boundary.of(request.options.processes)
     with tempfile.TemporaryDirectory() as folder:
         alone = _sides(request, _data(request), Path(folder))
-        twice = Sides(alone.target, alone.candidate, alone.candidate)
+        twice = replace(alone, baseline=alone.candidate)
         limits = Limits(percentile=_percentile(request, twice))
         trial, _, seconds = measure(twice, limits, boundary, request.effort, told)
     processes = trial.blocks.processes
@@ -105,7 +107,12 @@ def _sides(request: Request, data: ImageData | None, folder: Path) -> Sides:
 
         batches = range_batches(data)
     options = request.options
-    wish = BuildWish(options.target, options.threads, folder, batches)
+
+    def clear(reason: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    watch = Watch(60 * options.watchdog, before_the_end=clear)
+    wish = BuildWish(options.target, options.threads, folder, batches, watch)
     return open_sides(request.candidate, request.baseline, wish)
 
 

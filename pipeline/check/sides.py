@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pipeline.bundle import Bundle, target_options
 from pipeline.errors import BuildError, BundleError, DeployError, FingerprintError
 from pipeline.files import digest
+from pipeline.hanging import Watch
 from pipeline.manifest import REPACK
 from targets import load_target
 from targets.base import Images, Target, TargetOptions
@@ -55,6 +56,7 @@ class Sides:
     target: Target
     candidate: Side
     baseline: Side | None
+    watch: Watch = Watch()  # noqa: RUF009  a frozen value
 
     def engines(self) -> dict[str, Path]:
         """Engine files by the names that blocks have."""
@@ -70,6 +72,7 @@ class BuildWish:
     threads: int
     folder: Path  # for the engines
     batches: tuple[Images, ...] = ()
+    watch: Watch = Watch()  # noqa: RUF009  a frozen value
 
 
 def open_sides(candidate: Path, baseline: Path | None, wish: BuildWish) -> Sides:
@@ -89,7 +92,7 @@ def open_sides(candidate: Path, baseline: Path | None, wish: BuildWish) -> Sides
         _of_bundle(bundle) if bundle else _built(path, target, label, wish)
         for path, bundle, label in zip(paths, bundles, ("candidate", "baseline"), strict=False)
     ]
-    return Sides(target, sides[0], sides[1] if len(sides) > 1 else None)
+    return Sides(target, sides[0], sides[1] if len(sides) > 1 else None, wish.watch)
 
 
 def _target(paths: Iterable[Path], bundles: Iterable[Bundle | None], wish: BuildWish) -> Target:
@@ -188,7 +191,7 @@ def _built(path: Path, target: Target, label: str, wish: BuildWish) -> Side:
             fix="give --data, whose training images are used, or a bundle",
         )
     out = wish.folder / f"{label}{target.engine_suffix}"
-    record = target.build(path, out, wish.batches)
+    record = wish.watch.build(target, path, out, wish.batches)
     return Side(name=path.name, sha256=digest(path), engine=record.engine, onnx=path)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.attribution import Labels, changed
 from pipeline.data.base import DataCard
+from pipeline.hanging import together
 from pipeline.options import TraceOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.reference import SMALLEST
@@ -32,7 +33,7 @@ from pipeline.stages.common import (
     plan_of,
     skeleton_of,
 )
-from pipeline.stages.watchdog import logits_of, together
+from pipeline.stages.watchdog import watch_of
 from pipeline.unfused import run_onnx
 
 PRUNED = "pruned.safetensors"  # of finetune: the cut network before it learned again
@@ -84,13 +85,13 @@ def answers(context: Context) -> Answers:
     batch = run.options("trace", TraceOptions).batch
     step = together(batch)
     found: dict[str, list[Labels]] = {}
-    parity = _Parity()
+    parity, watch = _Parity(), watch_of(context)
     engine_file = run.read("build", run.document("build", "build.json")["engine"])
     with ExitStack() as stack:
-        engine = stack.enter_context(target_of(run).load(engine_file))
+        engine = stack.enter_context(watch.load(target_of(run), engine_file))
         stack.enter_context(torch.no_grad())
         ask: dict[str, Answer] = _askable(context, batch)
-        ask["engine"] = lambda images: logits_of(context, engine, images.numpy())
+        ask["engine"] = lambda images: watch.infer(engine, images.numpy())
         for done, (images, _) in enumerate(data.batches("test", step), 1):
             logits = {name: answer(images) for name, answer in ask.items()}
             parity.add(logits["finetuned"], logits["engine"])

@@ -21,7 +21,7 @@ from pipeline.options import PrepareOptions
 from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
 from pipeline.stages.company import FABRIC
-from pipeline.stages.watchdog import watched
+from pipeline.stages.watchdog import watch_of
 from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
@@ -136,8 +136,7 @@ def build_engine(
 ) -> BuildRecord:
     """Build, and tell a full disk from a model that the runtime refused."""
     try:
-        with watched(context, f"building {out.name}"):
-            return target.build(onnx, out, batches, keep_fp32=keep_fp32)
+        return watch_of(context).build(target, onnx, out, batches, keep_fp32=keep_fp32)
     except BuildError:
         # runtimes do not say why they cannot write; a file of that size says it
         write_atomically(out, bytes(2 * len(onnx)))

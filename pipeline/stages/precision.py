@@ -17,7 +17,7 @@ from pipeline.options import CalibrateOptions
 from pipeline.run import Context
 from pipeline.serving import SETTLED, target_of
 from pipeline.stages.common import build_engine, data_of
-from pipeline.stages.watchdog import logits_of
+from pipeline.stages.watchdog import watch_of
 from pipeline.unfused import run_onnx
 from targets.base import BuildRecord, Images, Target
 from targets.timing import compare
@@ -123,8 +123,9 @@ class _Trials:
         record = build_engine(context, target, self.onnx, self.out, referee.batches, keep_fp32=keep)
         seconds = time.perf_counter() - started
         images, labels = referee.judged
-        with target.load(record.engine) as engine:
-            logits = logits_of(context, engine, images)
+        watch = watch_of(context)
+        with watch.load(target, record.engine) as engine:
+            logits = watch.infer(engine, images)
         loss = self.reference - self._top1(logits)
         self.losses.append((len(record.kept_fp32), loss))
         return Judged(record, seconds, loss, len(labels), tuple(self.losses))

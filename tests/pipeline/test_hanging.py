@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from .test_bundle import tiny_model
+from .test_recheck import make
+
 START = """
 import ctypes, sys, time
 from pathlib import Path
@@ -57,3 +62,48 @@ def test_a_note_that_cannot_be_written_does_not_keep_the_process(tmp_path: Path)
     ended, _ = run(tmp_path, "time.sleep(50)")
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: building engine.bin")
+
+
+COMMAND = """
+import sys, time
+from pipeline import hanging
+from pipeline.cli import main
+from targets.fake import FakeTarget
+name, *arguments = sys.argv[1:]
+setattr(FakeTarget, name, lambda *args, **more: time.sleep(50))
+main(arguments)
+"""
+
+
+def hung(name: str, *arguments: object) -> str:
+    """What a command says on the fake target whose method `name` never comes back."""
+    command = [sys.executable, "-c", COMMAND, name, *map(str, arguments), "--watchdog", "0.01"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1, ended.stderr
+    return ended.stderr
+
+
+@pytest.mark.parametrize("name", ["build", "load"])
+def test_commands_on_bundles_do_not_wait_for_a_runtime_that_hangs(
+    tmp_path: Path, name: str
+) -> None:
+    bundle, out = make(tmp_path / "made" / "bundle"), tmp_path / "new"
+    said = hung(name, "recertify", bundle, "--out", out)
+    assert "did not come back" in said
+    assert "--watchdog" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]  # the name is free again
+    if name == "load":
+        assert "loading engine.json did not come back" in hung(name, "verify", bundle)
+
+
+def test_a_check_does_not_wait_for_a_runtime_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(tiny_model().SerializeToString())
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    said = hung("build", "check", model, "--target", "fake", "--budget", "1ms")
+    assert "building candidate.json did not come back" in said
+    assert "  fix: " in said
+    assert not list((tmp_path / "tmp").iterdir())

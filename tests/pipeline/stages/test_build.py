@@ -51,7 +51,7 @@ def test_a_build_that_hangs_ends_the_process_and_the_events_tell_it(
         before_the_end(f"{doing}: {limit_s} s; {fix}")
         return nullcontext()
 
-    monkeypatch.setattr("pipeline.stages.watchdog.ended_if_it_hangs", ended_at_once)
+    monkeypatch.setattr("pipeline.hanging.ended_if_it_hangs", ended_at_once)
     with pytest.raises(BuildError):
         build_engine(context, Refusing(TargetOptions()), b"model", context.partial / "engine.bin")
     event = json.loads((context.run.folder / "events.jsonl").read_text().splitlines()[-1])

@@ -50,7 +50,7 @@ class Bench:
         self.learned: list[float] = []
         self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
 
-    def learn(self, number: int, make_cost: Any, aim: float) -> None:
+    def learn(self, number: int, smooth: Any, cost: Any, aim: float) -> None:
         self.learned.append(aim)
 
     def propose(self, cost: Cost, aim: float) -> Plan:

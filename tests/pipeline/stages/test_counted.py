@@ -80,8 +80,8 @@ class Bench:
         self.learned: list[tuple[int, Any, float]] = []
         self.timed: list[WidthVector] = []
 
-    def learn(self, number: int, make_cost: Any, aim: float) -> None:
-        self.learned.append((number, make_cost(), aim))
+    def learn(self, number: int, smooth: Any, cost: Any, aim: float) -> None:
+        self.learned.append((number, cost, aim))
 
     def propose(self, cost: Any, aim: float) -> Plan:
         assert (cost, aim) == self.learned[-1][1:]
