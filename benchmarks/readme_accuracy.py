@@ -27,8 +27,10 @@ def _protocol(form: dict[str, Any]) -> str:
         f"residual blocks and whole blocks can go. {form['images']:,} training images, "
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
         "same images and order, the dense one's too; selected on validation (images that the given "
-        "weights have seen), reported on test. tp: torch-pruning's own pruners. Cells: top-1 % "
-        "and the measured latency, all engines of a budget beside each other."
+        "weights have seen), reported on test. l1, group-norm and bn-scale: LPNet, selection and "
+        "closed loop as for W-Gates, with that score in the gates' place. tp: torch-pruning's own "
+        "pruners; they, uniform and random thin layers and remove no blocks. Cells: top-1 % and "
+        "the measured latency, all engines of a budget beside each other."
     )
 
 
