@@ -151,7 +151,9 @@ def stage(name: str, folder: Path, *flags: str, may_fail: bool = False) -> float
 
 
 def last_words(folder: Path) -> str:
-    return (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
+    """The last error of the folder's log, or its last line."""
+    lines = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
 
 def read(folder: Path, file: str) -> Any:
