@@ -115,6 +115,13 @@ def _with_faulty_target(project: Project, how: str) -> Project:
     return Project(project.folder, {"PYTHONPATH": path, "FAULTY": how})
 
 
+def _do(project: Project, first: str, *, before: str | None = None) -> None:
+    """The stages from `first` to the one before `before`, or to the end; all must succeed."""
+    end = len(STAGES) if before is None else STAGES.index(before)
+    for stage in STAGES[STAGES.index(first) : end]:
+        project.call(stage, "run").require_done()
+
+
 def bad_candidates(place: Place, number: int) -> str:
     """Some candidates hang, crash, or are killed in the process that measures them."""
     how = ("hang", "crash", "killed")[number]
@@ -134,9 +141,8 @@ def nonsense(place: Place, number: int) -> str:
     """The engine answers NaN to every image."""
     copied = copy_until(place.finished("fake"), place.folder / "project", "calibrate")
     project = _with_faulty_target(copied, "nan")
-    for stage in ("calibrate", "prune", "finetune", "export", "build"):
-        flags = ("--target", "faulty") if stage == "calibrate" else ()
-        project.call(stage, "run", *flags).require_done()
+    project.call("calibrate", "run", "--target", "faulty").require_done()
+    _do(project, "prune", before="verify")
     message = project.call("verify", "run").require_told("not finite")
     require(not (project.run / "verify").exists(), "there is a certificate")
     return message
@@ -150,14 +156,12 @@ def hang_in_a_stage(place: Place, number: int) -> str:
     project.call(
         *("calibrate", "run", "--target", "faulty", "--watchdog", WATCHDOG_MINUTES)
     ).require_done()
-    for before in STAGES[STAGES.index("prune") : STAGES.index(stage)]:
-        project.call(before, "run").require_done()
+    _do(project, "prune", before=stage)
     hanging = Project(project.folder, {**project.environment, "FAULTY": how})
     message = hanging.call(stage, "run").require_told("did not come back", "--watchdog")
     require(not (project.run / stage).exists(), f"{stage} has ended")
     require(project.events()[-1]["event"] == "stage failed", "the events do not tell it")
-    for after in STAGES[STAGES.index(stage) :]:
-        project.call(after, "run").require_done()
+    _do(project, stage)
     require_whole(project)
     return message
 
@@ -178,8 +182,7 @@ def crash_in_verify(place: Place, number: int) -> str:
     os.kill(found[0], signal.SIGKILL)
     message = project.finish(process, started).require_told("the timing process failed")
     require(not (project.run / "verify").exists(), "there is a certificate")
-    for stage in ("verify", "package"):
-        project.call(stage, "run").require_done()
+    _do(project, "verify")
     require_whole(project)
     return message
 
