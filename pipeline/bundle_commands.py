@@ -23,6 +23,7 @@ COMMANDS: list[click.Command] = []
 
 watchdog = click.option(
     "--watchdog",
+    "bundle_watchdog",  # calibrate has an option of that name
     type=click.FloatRange(min=0, min_open=True),
     help="give a build, a load or an engine's answer up that takes this many minutes",
 )
@@ -124,7 +125,7 @@ def _recheck(folder: Path, data: str | None, key: Path | None, flags: dict[str, 
     from pipeline.recheck import recheck_of
 
     given = {name: value for name, value in flags.items() if value is not None}
-    watch = Watch(60 * given.pop("watchdog", MINUTES))
+    watch = Watch(60 * given.pop("bundle_watchdog", MINUTES))
     return recheck_of(Bundle.open(folder, key=key), VerifyOptions(**given), data, watch)
 
 

@@ -70,7 +70,7 @@ _key = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="of a bundle only: public key that it must be signed with",
 )
-BUNDLE_ONLY = ("bundle_data", "key", "watchdog")
+BUNDLE_ONLY = ("bundle_data", "key", "bundle_watchdog")
 VERIFY = """Certificate: parity, accuracy, latency, verdict.
 
 RUN is a run folder, or a bundle: one that holds a manifest.json. Of a bundle the hashes, parity,

@@ -203,3 +203,10 @@ def test_what_is_of_a_bundle_only_is_refused_of_a_run(tmp_path: Path) -> None:
     result = invoke("verify", tmp_path, "--data", "digits")
     assert result.exit_code == 2
     assert "--data is of a bundle only" in result.stderr
+
+
+def test_the_watchdog_of_a_run_is_calibrates(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["verify", str(tmp_path / "run"), "--watchdog", "1"])
+    assert "--watchdog is of a bundle only" in refused.stderr
+    taken = CliRunner().invoke(main, ["calibrate", str(tmp_path / "run"), "--watchdog", "1"])
+    assert "pipeline prepare" in taken.stderr  # which is what is missing
