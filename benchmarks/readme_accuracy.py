@@ -86,10 +86,20 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
         best = max(others, key=lambda name: others[name])
         yield (
             f"- {budget}: W-Gates is {_points(tops[OURS] - others[best])} the best baseline "
-            f"({best}), {_points(tops[OURS] - dense)} dense."
+            f"({best}), {_points(tops[OURS] - dense)} dense.{_alike(seeds, budget)}"
         )
     brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
+
+
+def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
+    """Which baselines came to W-Gates' own widths, with every seed: only their channels differ."""
+    widths = {
+        name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes]
+        for name, outcomes in _arms(seeds, budget).items()
+    }
+    same = [name for name, found in widths.items() if name != OURS and found == widths[OURS]]
+    return f" It keeps as many channels of every group as {', '.join(same)}." if same else ""
 
 
 def _points(lead: float) -> str:
