@@ -98,7 +98,11 @@ def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
         name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes]
         for name, outcomes in _arms(seeds, budget).items()
     }
-    same = [name for name, found in widths.items() if name != OURS and found == widths[OURS]]
+    same = [
+        name
+        for name, found in widths.items()
+        if name != OURS and all(found) and found == widths[OURS]
+    ]
     return f" It keeps as many channels of every group as {', '.join(same)}." if same else ""
 
 

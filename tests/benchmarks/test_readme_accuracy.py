@@ -47,3 +47,11 @@ def test_an_arm_without_a_plan_is_no_baseline() -> None:
     assert "| uniform | 99.00 at 0.500x; 1 missed it |" in found.replace(" (98.00 to 100.00)", "")
     assert "the best baseline (l1)" in found
     assert "| uniform | no plan met it |" in text(study(0.85, 0.84, failed))
+
+
+def test_baselines_of_the_same_widths_are_named() -> None:
+    given = study(0.85, 0.84, arm(0.8, 0.47))
+    for name, kept in (("wgates", 16), ("l1", 16), ("uniform", 8)):
+        given["budgets"]["0.5x"][name]["widths"] = [{"group": "a", "full": 32, "kept": kept}]
+    assert "It keeps as many channels of every group as l1." in text(given)
+    assert "as many channels" not in text(study(0.85, 0.84, arm(0.8, 0.47)))
