@@ -19,7 +19,10 @@ from targets import known_targets
 
 COMMANDS = {"run", *STAGES, "check", "report", "targets", "worker", "recertify", "sign", "keygen"}
 # parameters of the command, not of a stage
-NO_FIELDS = {"config", "as_json", "out", "folder", "imported", "exported", "bundle_data", "key"}
+NO_FIELDS = {
+    *("config", "as_json", "out", "folder", "imported", "exported"),
+    *("bundle_data", "bundle_watchdog", "key"),
+}
 
 
 def invoke(*arguments: str | Path) -> Result:
