@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.pruning.projection import PROJECTIONS
+
 
 def training(gated: dict[str, Any], loop: dict[str, Any]) -> str:
     """A gated step beside a dense one, and our loop beside a bare one."""
-    threads = gated["environment"]["threads"]
+    machine = gated["environment"]["machine"]
+    threads = machine["threads"]
+    device = machine["device"] if gated["device"] == "cpu" else gated["device"]
     return "\n".join(
         [
-            f"A gated training step over a dense one, {gated['device']}, "
+            f"A gated training step over a dense one, {device}, "
             f"{'one thread' if threads == 1 else f'{threads} threads'}; the ratio of paired turns, "
             f"median (middle half). Goal: at most {gated['goal']:g}.",
             "",
@@ -18,7 +22,7 @@ def training(gated: dict[str, Any], loop: dict[str, Any]) -> str:
             "|---" * 5 + "|",
             *(_case_row(case) for case in gated["cases"]),
             "",
-            "A plan is chosen 40 times in a training, however long it is. "
+            f"A plan is chosen {PROJECTIONS} times in a training, however long it is. "
             "Our training loop over a bare PyTorch loop on the same batches, "
             f"{loop['settings']['model']} at batch {loop['settings']['batch']}: {_regimes(loop)}. "
             f"Goal: at most {loop['limit']:g}.",
