@@ -68,7 +68,7 @@ def made_up_goal(skeleton: Skeleton, device: torch.device) -> Goal:
     """60 % of an LPNet's latency, with steps for plans and smooth for a slope, as in training."""
     cost, full = NetworkCost.of(skeleton), skeleton.groups.full()
     dense = cost.macs(full)
-    wanted = [full, *islice(width_sequence(skeleton.groups, 8, seed=0), 100)]
+    wanted = [full, *islice(width_sequence(skeleton.groups, MULTIPLE, seed=0), 100)]
     ratios = [0.2 + 0.8 * cost.macs(widths) / dense for widths in wanted]
     records = [
         LatencyRecord(widths, ratio, (0.99 * ratio, 1.01 * ratio), 10.0, ())

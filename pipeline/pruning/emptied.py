@@ -78,14 +78,16 @@ def any_open(gates: Mapping[str, Tensor], branch: Branch) -> Tensor:
     return torch.stack([gates[name].amax() for name in branch.groups]).amax()
 
 
-def ajar(gates: Mapping[str, Tensor], branches: Iterable[Branch]) -> dict[str, Tensor]:
-    """The gates, all open in branches whose own all closed, which a switch has to keep out.
+def ajar(
+    gates: Mapping[str, Tensor], switches: Mapping[str, Tensor], branches: Iterable[Branch]
+) -> dict[str, Tensor]:
+    """The gates, all open in branches that their switch keeps out.
 
     Behind closed gates a branch computes nothing, and no image could say what it would add.
     """
     found = dict(gates)
     for branch in branches:
-        gone = any_open(gates, branch) == 0
+        gone = switches[branch.name] == 0
         for name in branch.groups:
             found[name] = found[name].masked_fill(gone, 1.0)
     return found

@@ -52,8 +52,8 @@ class GroupGate(nn.Module):
         self.channels, self.floor = group.channels, floor
         self.step = settings.steps.get(group.name, 1)
         self.surrogate = settings.surrogate
-        # how many a plan keeps open; below zero, each gate decides by itself
-        self.register_buffer("count", torch.tensor(-1))
+        # how many stay open where gates are held on a plan
+        self.register_buffer("count", torch.tensor(group.channels))
         self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
         self.rows = [own_rows(model, piece) for piece in self.producers]
         self.score = nn.ModuleList()

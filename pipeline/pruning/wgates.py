@@ -79,8 +79,6 @@ class WGates:
             torch.manual_seed(0)
             held = settings.mode == "projection"
             self.gates = FilterGates(groups, model, floors, settings.form, held=held)
-        if held:
-            self.gates.hold(groups.full().kept)
         self.trained = nn.ModuleDict({"model": model, "gates": self.gates})
         self._current: Mapping[str, Tensor] = {}
         self._switches: Mapping[str, Tensor] = {}
@@ -155,7 +153,7 @@ class WGates:
         gates = self.gates.of(scores)
         branches = self.skeleton.groups.branches
         self._switches = {branch.name: any_open(gates, branch) for branch in branches}
-        self._current = ajar(self.gates.filled(gates, scores), branches)
+        self._current = ajar(self.gates.filled(gates, scores), self._switches, branches)
         return widths_of(gates)
 
     @contextmanager

@@ -66,7 +66,6 @@ def test_a_note_that_cannot_be_written_does_not_keep_the_process(tmp_path: Path)
 
 COMMAND = """
 import sys, time
-from pipeline import hanging
 from pipeline.cli import main
 from targets.fake import FakeTarget
 name, *arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -134,14 +134,21 @@ def test_the_widths_that_gates_learn_hit_the_aim(wgates: WGates, steps: int, sha
 
 @one_thread()
 @pytest.mark.parametrize("share", [0.4, 0.8])
-def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(wgates: WGates, share: float) -> None:
+def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(
+    wgates: WGates, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, HELD, multiple=8)
     macs, groups = Count.macs(fresh.skeleton), fresh.skeleton.groups
     dense, seen = macs.at(groups.full()), []
     course = Course(60)
     watched = replace(goal(fresh, macs, share * dense), smooth=lambda: pytest.fail("not needed"))
-    before = fresh.gates.hold
-    fresh.gates.hold = lambda kept: (seen.append(tuple(kept)), before(kept))  # type: ignore
+    hold = fresh.gates.hold
+
+    def noted(kept: Sequence[int]) -> None:
+        seen.append(tuple(kept))
+        hold(kept)
+
+    monkeypatch.setattr(fresh.gates, "hold", noted)
     fresh.solve(cast("Trainer", course), watched)
     costs = [macs.at(WidthVector(groups.names, kept)) / dense for kept in seen]
     assert len(costs) == PROJECTIONS
