@@ -1,10 +1,11 @@
 """Which networks can be pruned: every torchvision classifier and backbone, and many of timm's.
 
-python -m benchmarks.coverage [--only NAME | --report] [--work DIR]
+python -m benchmarks.coverage [--only NAME | --report] [--part K/N] [--work DIR]
 
 Success is: trace, prune to random widths, forward, ONNX export, parity in ONNX Runtime, reload
 from plan.json and safetensors, and a sliced skeleton that agrees. Each network in a process of
-its own, one JSON line each; a run that was stopped goes on where it was.
+its own, one JSON line each; a run that was stopped goes on where it was. Parts run side by side on
+the same DIR: `--part 1/2` and `--part 2/2` are every second network each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +48,40 @@ TOLERANCE = 1e-4  # of the largest output
 
 def main() -> None:
     arguments = _arguments()
-    wanted = [name for name in names() if arguments.only in (None, name, name.split(":")[1])]
     if arguments.only:
-        for name in wanted:
-            print(json.dumps(attempt(name, arguments.work), indent=1))
+        for name in names():
+            if arguments.only in (name, name.split(":")[1]):
+                print(json.dumps(attempt(name, arguments.work), indent=1))
         return
     arguments.work.mkdir(parents=True, exist_ok=True)
     lines = arguments.work / "lines.jsonl"
-    done = _read(lines)
-    for name in [] if arguments.report else wanted:
-        if name not in done:
-            done[name] = attempt(name, arguments.work)
+    before = _read(lines)
+    for name in [] if arguments.report else arguments.part(names()):
+        if name not in before:
+            row = attempt(name, arguments.work)
             with lines.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[name]) + "\n")
-            print({key: done[name][key] for key in ("name", "outcome", "reason", "seconds")})
-    _write([done[name] for name in wanted if name in done], [n for n in wanted if n not in done])
+                file.write(json.dumps(row) + "\n")
+            told = {key: row[key] for key in ("name", "outcome", "reason", "seconds")}
+            print(told, flush=True)
+    done = _read(lines)
+    _write([done[n] for n in names() if n in done], [n for n in names() if n not in done])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="one network, printed and not recorded")
     parser.add_argument("--report", action="store_true", help="write what a stopped run found")
+    parser.add_argument("--part", type=part, default="1/1", metavar="K/N", help="every Nth, from K")
     parser.add_argument("--work", type=Path, default=Path("runs/coverage"))
     return parser.parse_args()
+
+
+def part(text: str) -> Callable[[list[str]], list[str]]:
+    """What K/N chooses of a list."""
+    first, every = map(int, text.split("/"))
+    if not 1 <= first <= every:
+        raise argparse.ArgumentTypeError(f"{text}: K is from 1 to N")
+    return lambda found: found[first - 1 :: every]
 
 
 def _read(lines: Path) -> dict[str, dict[str, Any]]:

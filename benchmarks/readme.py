@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.readme_accuracy import accuracy
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
+from benchmarks.readme_coverage import coverage
 from benchmarks.readme_serve import serve
 from benchmarks.readme_training import training
 from pipeline.report import summary_rows
@@ -42,6 +43,7 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
+        ("coverage", ("coverage.json",), coverage),
         ("training", ("gated-step.json", "training.json"), training),
         ("serve", ("serve.json",), serve),
     ):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def test_lines_of_a_stopped_run_are_read_back(tmp_path: Path) -> None:
     assert coverage._read(lines) == {}
     lines.write_text(json.dumps({"name": "a", "outcome": "ok"}) + "\n", encoding="utf-8")
     assert coverage._read(lines) == {"a": {"name": "a", "outcome": "ok"}}
+
+
+def test_parts_share_the_list_between_them() -> None:
+    every = list("abcde")
+    parts = [coverage.part(f"{number}/2")(every) for number in (1, 2)]
+    assert parts == [["a", "c", "e"], ["b", "d"]]
+    with pytest.raises(argparse.ArgumentTypeError, match="K is from 1 to N"):
+        coverage.part("3/2")
