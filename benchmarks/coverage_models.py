@@ -28,7 +28,7 @@ SIZES = {
     **dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v2", "xception41"), 96),
     **dict.fromkeys(("alexnet", "maxvit_t"), 224),
     **{f"vgg{depth}{norm}": 224 for depth in (11, 13, 16, 19) for norm in ("", "_bn")},
-    **dict.fromkeys(("ssd300_vgg16", "ssdlite320_mobilenet_v3_large"), 128),
+    **{"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 128},
 }
 # vision transformers made for 64 pixels (vit_h_14: 70), so that their tokens stay few
 SMALL_TRANSFORMERS = {
