@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
+import io
 import itertools
 import logging
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import numpy as np
 import onnx
@@ -53,9 +56,7 @@ def export_onnx(model: nn.Module, example: torch.Tensor, *, keep_names: bool = F
 
 
 def _exported(model: nn.Module, example: torch.Tensor, *, optimize: bool) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with _quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -68,13 +69,32 @@ def _exported(model: nn.Module, example: torch.Tensor, *, optimize: bool) -> obj
                 output_names=[OUTPUT],
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
             raise ModelError(
-                f"torch cannot export the model to ONNX: {reason}",
+                f"torch cannot export the model to ONNX: {_first_cause(error)}",
                 fix="make its forward traceable by torch.export",
             ) from error
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's deprecations, and the graphs it prints before it fails."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What began it, in one line: the exporter's own words only say which of its steps failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _clean(model: object, *, fold: bool) -> onnx.ModelProto:

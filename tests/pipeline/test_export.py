@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import site
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,12 +149,29 @@ def test_two_outputs_are_refused() -> None:
         export_onnx(model, images())
 
 
-def test_what_torch_cannot_export_is_refused_in_one_line() -> None:
-    model = Net(lambda s, x: pooled(s.a(x)) if x.sum().item() > 0 else pooled(x), a=conv(3, 8))
+def deciding() -> Net:
+    return Net(lambda s, x: pooled(s.a(x)) if x.sum().item() > 0 else pooled(x), a=conv(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (deciding(), "data-dependent expression"),
+        (Net(lambda s, x: pooled(s.a(x)), a=nn.Conv2d(3, 8, 30)), "Kernel size: (30 x 30)"),
+        (Net(lambda s, x: torch.linalg.svd(pooled(s.a(x)))[0], a=conv(3, 8)), "aten._linalg_svd"),
+    ],
+)
+def test_what_torch_cannot_export_is_refused_in_one_line(
+    model: Net, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disabled = logging.root.manager.disable
     with pytest.raises(ModelError, match="torch cannot export the model") as caught:
         export_onnx(model, images())
+    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "torch.export" in caught.value.fix
+    assert capfd.readouterr() == ("", ""), "the exporter printed beside the error"
+    assert logging.root.manager.disable == disabled
 
 
 def test_a_model_beyond_one_onnx_file_is_refused() -> None:
