@@ -5,7 +5,8 @@
 A network is prepared, traced and calibrated once a target; its budgets go from 0.85x to just above
 the measured floor. Each run is `pipeline prune`, whose plans are then built anew and timed in fresh
 processes beside the dense engine: the first plan that was tried, and the one that was taken. A line
-of FOLDER/runs.jsonl is one run; what is there is not run again.
+of FOLDER/runs.jsonl is one run; what is there is not run again. Cases that --only leaves out stay
+in the result file as they are; each run says which commit made it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import environment, pipeline, start_from, write_result
+from benchmarks.common import RESULTS, environment, pipeline, start_from, write_result
 from calibration.candidates import Slicer
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -164,6 +165,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     taken = [line["judged"]["taken"]["ratio"] / line["budget"] for line in reached]
     return {
         "runs": len(lines),
+        "of": len(NETWORKS) * len(TARGETS) * COUNT,
         "refused": [f"{line['case']} {line['budget']:g}x" for line in lines if line["complaint"]],
         "first_try_met": float(np.mean(first)) if first else None,
         "taken_met": float(np.mean(np.array(taken) <= 1)) if taken else None,
@@ -176,6 +178,16 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
             "quartiles": np.quantile(taken, [0, 0.25, 0.5, 0.75, 1]).tolist() if taken else None
         },
     }
+
+
+def others(path: Path, document: dict[str, Any], cases: Collection[str]) -> list[dict[str, Any]]:
+    """The runs of other cases in an older result; none where as much was not trained there."""
+    if not path.exists():
+        return []
+    older = json.loads(path.read_text(encoding="utf-8"))
+    if older["effort"] != document["effort"]:
+        return []
+    return [line for line in older["runs"] if line["case"] not in cases]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -216,6 +228,10 @@ def main() -> None:
     print(json.dumps(summary(lines), indent=1))
     if given.out:
         document = {"environment": environment(), "effort": asdict(effort)}
+        for line in lines:
+            line["made"] = document["environment"]["commit"]
+        lines += others(RESULTS / given.out, document, {line["case"] for line in lines})
+        lines.sort(key=lambda line: (line["case"], -line["budget"]))
         write_result(given.out, {**document, "summary": summary(lines), "runs": lines})
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.budgets import summary
+from benchmarks.budgets import others, summary
+from benchmarks.readme_budgets import budgets
 
 
 def line(budget: float, first: float, taken: float, rounds: int = 1) -> dict[str, Any]:
@@ -31,3 +34,26 @@ def test_nothing_reached_is_said_and_not_counted() -> None:
     found = summary([{"case": "a", "budget": 0.3, "complaint": "below the floor"}])
     assert found["first_try_met"] is None
     assert found["refused"] == ["a 0.3x"]
+
+
+def test_runs_of_other_cases_stay_where_as_much_was_trained(tmp_path: Path) -> None:
+    path, effort = tmp_path / "budgets.json", {"images": 640}
+    assert others(path, {"effort": effort}, {"a"}) == []
+    older = {"effort": effort, "runs": [{"case": "a", "budget": 0.8}, {"case": "b", "budget": 0.8}]}
+    path.write_text(json.dumps(older), encoding="utf-8")
+    assert others(path, {"effort": effort}, {"a"}) == [{"case": "b", "budget": 0.8}]
+    assert others(path, {"effort": {"images": 128}}, {"a"}) == []
+
+
+def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
+    lines = [line(0.8, 0.79, 0.79), line(0.6, 0.61, 0.59, rounds=2)]
+    other = line(0.5, 0.4, 0.4) | {"case": "b"}
+    refused = {"case": "b", "budget": 0.3, "complaint": "below the floor"}
+    runs = [*lines, other, refused]
+    effort = {"images": 640, "gate_epochs": 15, "samples": 300}
+    found = budgets({"runs": runs, "summary": summary(runs), "effort": effort}).splitlines()
+    assert "| a | 0.8x to 0.6x | 2 | 1 of 2 | 2 of 2 | 2 | 0.983 to 0.988 |" in found
+    assert "| b | 0.5x to 0.3x | 2 | 1 of 1 | 1 of 1 | 1 | 0.800 to 0.800 |" in found
+    assert "| all | 0.8x to 0.3x | 4 | 2 of 3 | 3 of 3 | 2 | 0.800 to 0.988 |" in found
+    assert any("4 of 30 runs" in told for told in found)
+    assert any("b 0.3x: below the floor" in told for told in found)
