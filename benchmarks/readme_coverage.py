@@ -18,11 +18,14 @@ SOURCES = {
 def coverage(result: dict[str, Any]) -> str:
     """Outcomes by source, and the reasons of those that are not pruned."""
     rows: list[dict[str, Any]] = result["networks"]
-    limits = result["limits"]
+    ended = [row for row in rows if row["seconds"] is not None]
     lines = [
         f"{len(rows)} networks with random weights: {result['success']}; outputs within "
-        f"{limits['tolerance']:g} of the largest, in at most {limits['cpu_seconds']} CPU seconds "
-        f"and {limits['memory_gib']} GiB a network.",
+        f"{result['limits']['tolerance']:g} of the largest. It took "
+        f"{np.median([row['seconds'] for row in ended]):.0f} CPU seconds and "
+        f"{np.median([row['peak_mib'] for row in ended]) / 1024:.1f} GiB (median), at most "
+        f"{max(row['seconds'] for row in ended):.0f} s and "
+        f"{max(row['peak_mib'] for row in ended) / 1024:.0f} GiB.",
         "",
         "| networks | tried | pruned | refused before training | failed "
         "| parameters that can go: median (least) |",
