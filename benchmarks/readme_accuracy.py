@@ -88,6 +88,9 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
             f"- {budget}: W-Gates is {_points(tops[OURS] - others[best])} the best baseline "
             f"({best}), {_points(tops[OURS] - dense)} dense.{_alike(seeds, budget)}"
         )
+    arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
+    if any(found != arms[0] for found in arms):
+        yield "- –: not trained."
     brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
 

@@ -55,3 +55,12 @@ def test_baselines_of_the_same_widths_are_named() -> None:
         given["budgets"]["0.5x"][name]["widths"] = [{"group": "a", "full": 32, "kept": kept}]
     assert "It keeps as many channels of every group as l1." in text(given)
     assert "as many channels" not in text(study(0.85, 0.84, arm(0.8, 0.47)))
+
+
+def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> None:
+    given = study(0.85, 0.84, arm(0.8, 0.47))
+    assert "not trained" not in text(given)
+    given["budgets"]["0.8x"] = {"wgates": arm(0.88, 0.79), "l1": arm(0.87, 0.78)}
+    found = text(given)
+    assert "| uniform | 80.00 (79.00 to 81.00) at 0.470x | – |" in found
+    assert "- –: not trained." in found
