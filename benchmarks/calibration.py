@@ -7,9 +7,10 @@ Each case is a run folder: `pipeline prepare`, `trace` and `calibrate`, then 100
 that no LPNet chose, stratified by latency, measured while nobody else disturbed the machine, in
 rounds, each by another process on engines of its own. Errors are those to the mean of a network's
 rounds; how far the rounds lie apart says how well a measurement is repeated here. What is measured
-stays measured: the study goes on where it was stopped. Every predictor is then fitted on the same
-measurements and asked for the same held-out networks. Cases that --only leaves out stay in the
-result file as they are; each says which commit made it.
+stays measured: the study goes on where it was stopped, and --judge takes the rounds that are whole,
+of which there must be two. Every predictor is then fitted on the same measurements and asked for
+the same held-out networks. Cases that --only leaves out stay in the result file as they are; each
+says which commit made it.
 """
 
 from __future__ import annotations

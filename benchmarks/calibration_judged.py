@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration_heldout import HeldOut
+from benchmarks.calibration_heldout import FEWEST, HeldOut
 from benchmarks.predictors import METHODS, Array, Problem
 from calibration.heldout import HeldOutError
 from calibration.lpnet import FEWEST_RECORDS, FitOptions, LPNet, fit_lpnet, fit_once
@@ -41,7 +41,7 @@ class Case:
     @cached_property
     def rounds(self) -> HeldOut:
         found = HeldOut.open(self.folder)
-        if found is None or not found.suffices:
+        if found is None or found.rounds < FEWEST:
             raise SystemExit(f"{self.name}: too little was held out; run the study without --judge")
         return found.without({record.widths for record in self.calibrated.records})
 
