@@ -91,6 +91,8 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
+    for budget, made in seeds[0].get("made", {}).items():
+        yield f"- {budget}: trained and measured at another time, on {made['device']}."
     brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
 

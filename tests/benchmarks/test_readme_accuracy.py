@@ -64,3 +64,5 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
     found = text(given)
     assert "| uniform | 80.00 (79.00 to 81.00) at 0.470x | – |" in found
     assert "- –: not trained." in found
+    given["made"] = {"0.8x": {"device": "another CPU"}}
+    assert "- 0.8x: trained and measured at another time, on another CPU." in text(given)
