@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.readme_accuracy import accuracy
+from benchmarks.readme_budgets import budgets
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
 from benchmarks.readme_coverage import coverage
@@ -44,6 +45,7 @@ def render(text: str) -> str:
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
         ("coverage", ("coverage.json",), coverage),
+        ("budgets", ("budgets.json",), budgets),
         ("training", ("gated-step.json", "training.json"), training),
         ("serve", ("serve.json",), serve),
     ):
