@@ -1,6 +1,9 @@
 """Set before any test imports torch."""
 
 import os
+import signal
 
 # as the command line does: idle threads that spin make tests slow where other work runs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# a shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
