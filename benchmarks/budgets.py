@@ -220,7 +220,7 @@ def main() -> None:
         for budget in case.budgets()[: given.count]:
             if (case.name, budget) in done:
                 continue
-            line = run(case, budget)
+            line = {**run(case, budget), "made": environment()["commit"]}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
@@ -228,8 +228,6 @@ def main() -> None:
     print(json.dumps(summary(lines), indent=1))
     if given.out:
         document = {"environment": environment(), "effort": asdict(effort)}
-        for line in lines:
-            line["made"] = document["environment"]["commit"]
         lines += others(RESULTS / given.out, document, {line["case"] for line in lines})
         lines.sort(key=lambda line: (line["case"], -line["budget"]))
         write_result(given.out, {**document, "summary": summary(lines), "runs": lines})
