@@ -2,7 +2,7 @@
 
 All of them in several rounds, each on engines of another process: where engines come to lie in
 memory differs from load to load, and no predictor can know it. There are as many rounds as it
-takes until the networks' mean is known well enough, at most three. What others disturbed is
+takes until the networks' mean is known well enough, at most five. What others disturbed is
 measured again.
 
 They come from a sequence of another seed and, every second one, from groups that know nothing of
@@ -36,7 +36,7 @@ from targets.base import Target, TargetOptions
 
 COUNT, STRATA = 100, 10
 POOL, SEED = 4000, 20_000
-FEWEST, MOST = 2, 3  # rounds
+FEWEST, MOST = 2, 5  # rounds
 KNOWN = 0.015  # standard error of a network's mean log ratio that is good enough
 LIMIT_S = 600.0  # for one network
 
