@@ -6,7 +6,7 @@ A network is prepared, traced and calibrated once a target; its budgets go from 
 the measured floor. Each run is `pipeline prune`, whose plans are then built anew and timed in fresh
 processes beside the dense engine: the first plan that was tried, and the one that was taken. A line
 of FOLDER/runs.jsonl is one run; what is there is not run again. Cases that --only leaves out stay
-in the result file as they are; each run says which commit made it.
+in the result file as they are if as much was trained; each run says which commit made it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, environment, pipeline, start_from, write_result
+from benchmarks.common import environment, made, older_result, pipeline, start_from, write_result
 from calibration.candidates import Slicer
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -180,14 +180,11 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def others(path: Path, document: dict[str, Any], cases: Collection[str]) -> list[dict[str, Any]]:
-    """The runs of other cases in an older result; none where as much was not trained there."""
-    if not path.exists():
-        return []
-    older = json.loads(path.read_text(encoding="utf-8"))
-    if older["effort"] != document["effort"]:
-        return []
-    return [line for line in older["runs"] if line["case"] not in cases]
+def beside_older(lines: list[dict[str, Any]], older: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs, and those of an older result whose case they have not."""
+    cases = {line["case"] for line in lines}
+    found = [*lines, *(line for line in older if line["case"] not in cases)]
+    return sorted(found, key=lambda line: (line["case"], -line["budget"]))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -220,17 +217,17 @@ def main() -> None:
         for budget in case.budgets()[: given.count]:
             if (case.name, budget) in done:
                 continue
-            line = {**run(case, budget), "made": environment()["commit"]}
+            line = {**run(case, budget), "made": made(environment())}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print(json.dumps(line), flush=True)
     lines = lines_of(log)
     print(json.dumps(summary(lines), indent=1))
     if given.out:
-        document = {"environment": environment(), "effort": asdict(effort)}
-        lines += others(RESULTS / given.out, document, {line["case"] for line in lines})
-        lines.sort(key=lambda line: (line["case"], -line["budget"]))
-        write_result(given.out, {**document, "summary": summary(lines), "runs": lines})
+        alike = {"effort": asdict(effort)}
+        lines = beside_older(lines, older_result(given.out, **alike).get("runs", []))
+        found = {"environment": environment(), **alike, "summary": summary(lines), "runs": lines}
+        write_result(given.out, found)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ says which commit made it.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import torch
 
 from benchmarks.calibration_judged import Case, judge, transfer
 from benchmarks.calibration_plots import draw
-from benchmarks.common import RESULTS, environment, pipeline, write_result
+from benchmarks.common import RESULTS, environment, made, older_result, pipeline, write_result
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("ort-cpu", "openvino-cpu")
@@ -79,7 +78,7 @@ def judged(work: Path, chosen: list[str]) -> dict[str, Any]:
         cases = {t: case for t, case in network.cases(work).items() if case.name in chosen}
         for case in cases.values():
             found = judge(case) | {"most": {"samples": SAMPLES, "minutes": network.minutes}}
-            document["cases"][case.name] = found | {"made": made(document)}
+            document["cases"][case.name] = found | {"made": made(document["environment"])}
             say(case.name, found)
         if len(cases) == len(TARGETS):
             one, other = cases.values()
@@ -89,14 +88,9 @@ def judged(work: Path, chosen: list[str]) -> dict[str, Any]:
     return document
 
 
-def made(document: dict[str, Any]) -> dict[str, str]:
-    return {key: document["environment"][key] for key in ("commit", "at")}
-
-
 def beside_older(document: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
     """The document with those cases of an older one that it has not."""
-    kept = {name: {"made": made(older), **case} for name, case in older["cases"].items()}
-    cases = {**kept, **document["cases"]}
+    cases = {**older["cases"], **document["cases"]}
     pairs = {(found["from"], found["to"]) for found in document["transfer"]}
     return {
         **document,
@@ -131,8 +125,8 @@ def main() -> None:
                 measure(network, target, case.folder)
     torch.set_num_threads(1)
     document = judged(given.work, given.only)
-    if (path := RESULTS / given.out).exists():
-        document = beside_older(document, json.loads(path.read_text(encoding="utf-8")))
+    if older := older_result(given.out):
+        document = beside_older(document, older)
     write_result(given.out, document)
     for path in draw(document, RESULTS):
         print(f"wrote {path}")

@@ -1,11 +1,14 @@
-"""What every benchmark records: versions, machine, and how a result file is written."""
+"""What every benchmark records, and how result files are written, joined and told."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +41,32 @@ def write_result(name: str, document: dict[str, Any]) -> None:
     path = RESULTS / name
     path.write_text(dump(document), encoding="utf-8")
     print(f"wrote {path}")
+
+
+def made(environment: Mapping[str, Any]) -> dict[str, str]:
+    """The commit, time and device of a part of a result, whose other parts may be older."""
+    return {
+        "commit": environment["commit"],
+        "at": environment["at"],
+        "device": environment["machine"]["device"],
+    }
+
+
+def older_result(name: str, **alike: Any) -> dict[str, Any]:
+    """The result file as it is; empty where there is none, or where one of `alike` differs."""
+    path = RESULTS / name
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = all(found.get(key) == json.loads(dump(value)) for key, value in alike.items())
+    return found if same else {}
+
+
+def machines(of: Mapping[str, str]) -> str:
+    """The device that most parts of a result were measured on, and which parts were elsewhere."""
+    usual = Counter(of.values()).most_common(1)[0][0]
+    others = "; ".join(f"{name}: {device}" for name, device in of.items() if device != usual)
+    return f"{usual} ({others})" if others else usual
 
 
 def pipeline(*arguments: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from statistics import mean
 from typing import Any
+
+from benchmarks.common import machines
 
 Document = Mapping[str, Any]
 
@@ -14,11 +15,12 @@ OURS = "LPNet"
 
 def calibration(result: Document, candidates: Document, fleet: Document) -> str:
     cases = result["cases"]
+    devices = {name: case["fingerprint"]["device"] for name, case in cases.items()}
     lines = [
         f"{_held_out(cases)} networks held out of each calibration, measured in rounds, each by "
         f"another process on engines of its own; errors are to the mean of a network's rounds, and "
         f"how far two rounds differ shows how near a measurement comes to itself: "
-        f"{_machines(cases)}, one thread, random weights. "
+        f"{machines(devices)}, one thread, random weights. "
         f"{_most(cases)}, stopped at a held-out error of 1 %.{_versions(cases)}{_older(cases)}",
         "",
         "| network on target | samples (minutes) | mean error | within 5 % | within 10 % | rank "
@@ -52,14 +54,6 @@ def _most(cases: Document) -> str:
         f"Calibrated with at most {max(samples)} networks or, by network, {minutes[0]:g} to "
         f"{minutes[-1]:g} minutes"
     )
-
-
-def _machines(cases: Document) -> str:
-    """What most cases were measured on, and which were measured elsewhere."""
-    of = {name: case["fingerprint"]["device"] for name, case in cases.items()}
-    usual = Counter(of.values()).most_common(1)[0][0]
-    others = "; ".join(f"{name}: {device}" for name, device in of.items() if device != usual)
-    return f"{usual} ({others})" if others else str(usual)
 
 
 def _versions(cases: Document) -> str:

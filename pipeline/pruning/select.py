@@ -19,6 +19,7 @@ Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is ke
 # legal widths that a step may go: where the runtime works in blocks of two or four of them, the
 # next one alone often saves nothing, and would hide what the block is worth
 REACH = 4
+UNUSED = 5e-3  # of the budget: not worth a search
 SAVES = 1e-3  # of the price: what a step down must save to be worth an exchange
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
 Cost = Callable[[Tensor], Tensor]  # differentiable
@@ -48,6 +49,7 @@ class Selector:
     min_width: float = 0.0  # least share of a group's channels
     exchanges: int = 20  # at most; each makes the plan worth more
     gains: float = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
+    ties: float = 5e-3  # share of the dense network's worth that scores do not tell apart
 
     def choose(
         self,
@@ -62,8 +64,9 @@ class Selector:
         Then use what is left: take the step up with the most score for what it costs while
         the price stays within `aim`; steps that cost nothing (inside one of the runtime's
         channel blocks) are taken at once. Then, as long as the plan gains by it, give a step up
-        for what others make of the room. `regard` weighs the groups' channels against each other
-        (1 where it is not given).
+        for what others make of the room. At last, of plans worth about as much, take one that
+        leaves less of the budget unused. `regard` weighs the groups' channels against each other (1
+        where it is not given).
         """
         names = self.skeleton.groups.names
         worth = [_cumulative(scores[n]) * (regard or {}).get(n, 1.0) for n in names]
@@ -76,6 +79,7 @@ class Selector:
             if exchanged is None:
                 break
             kept = exchanged
+        kept = self._spent(kept, worth, aim)
         return self.plan(scores, self._fast_side(kept))
 
     def _legal(self, start: Sequence[int]) -> list[int]:
@@ -105,6 +109,41 @@ class Selector:
             if (found := _total(tried, worth)) > most and self._prices([tried])[0] <= aim:
                 best, most = tried, found
         return best
+
+    def _spent(self, kept: list[int], worth: list[NDArray[np.float64]], aim: float) -> list[int]:
+        """Of plans worth about as much, one that uses the budget: a step down pays for one up.
+
+        Latency comes in blocks of channels, so that the plan worth most may stay far below the
+        budget for the sake of a difference in worth that is mere noise of the scores.
+        """
+        full = self.skeleton.groups.full().kept
+        least = _total(kept, worth) - self.ties * _total(full, worth)
+        for _ in range(self.exchanges):
+            now = float(self._prices([kept])[0])
+            tried = self._traded(kept, worth, least)
+            if now >= aim * (1 - UNUSED) or not len(tried):
+                break
+            prices = self.price(tried)
+            prices[prices > aim] = -np.inf
+            best = int(np.argmax(prices))
+            if prices[best] <= now * (1 + SAVES):
+                break
+            kept = self._filled([int(width) for width in tried[best]], worth, aim)
+        return kept
+
+    def _traded(
+        self, kept: list[int], worth: list[NDArray[np.float64]], least: float
+    ) -> NDArray[np.float64]:
+        """(N, G) plans one step down and one up, in other groups, that are worth `least`."""
+        downs, ups = (
+            np.array([_with(kept, step) for step in steps], int).reshape(-1, len(kept)) - kept
+            for steps in (self._steps(kept, -1), self._steps(kept, +1))
+        )
+        apart = ~((downs != 0)[:, None] & (ups != 0)[None]).any(axis=2)
+        plans = (kept + downs[:, None] + ups[None])[apart]
+        total = np.sum([of[plans[:, group]] for group, of in enumerate(worth)], axis=0)
+        found: NDArray[np.float64] = plans[total >= least].astype(float)
+        return found
 
     def _saving(self, kept: list[int]) -> list[dict[int, int]]:
         """Of the steps down, the shortest of each group that saves something, and the branches."""

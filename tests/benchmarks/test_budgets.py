@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.budgets import others, summary
+from benchmarks.budgets import beside_older, summary
 from benchmarks.readme_budgets import budgets
 
 
@@ -36,13 +34,11 @@ def test_nothing_reached_is_said_and_not_counted() -> None:
     assert found["refused"] == ["a 0.3x"]
 
 
-def test_runs_of_other_cases_stay_where_as_much_was_trained(tmp_path: Path) -> None:
-    path, effort = tmp_path / "budgets.json", {"images": 640}
-    assert others(path, {"effort": effort}, {"a"}) == []
-    older = {"effort": effort, "runs": [{"case": "a", "budget": 0.8}, {"case": "b", "budget": 0.8}]}
-    path.write_text(json.dumps(older), encoding="utf-8")
-    assert others(path, {"effort": effort}, {"a"}) == [{"case": "b", "budget": 0.8}]
-    assert others(path, {"effort": {"images": 128}}, {"a"}) == []
+def test_runs_of_other_cases_stay() -> None:
+    older = [line(0.8, 0.7, 0.7), line(0.5, 0.4, 0.4) | {"case": "b"}]
+    found = beside_older([line(0.6, 0.5, 0.5), line(0.8, 0.6, 0.6)], older)
+    assert [(run["case"], run["budget"]) for run in found] == [("a", 0.8), ("a", 0.6), ("b", 0.5)]
+    assert found[0]["judged"]["taken"]["ratio"] == 0.6
 
 
 def test_the_table_has_a_row_a_case_and_one_of_all() -> None:

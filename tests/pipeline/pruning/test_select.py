@@ -137,6 +137,18 @@ def test_a_block_is_exchanged_although_its_first_channels_save_nothing() -> None
     assert kept == (16, 32)
 
 
+@pytest.mark.parametrize(("regard", "kept"), [(1.0, (16, 32)), (0.9, (32, 16))])
+def test_of_plans_worth_as_much_the_one_that_uses_the_budget_is_taken(
+    regard: float, kept: tuple[int, int]
+) -> None:
+    twins = chain((32, 32))
+    scores = {name: np.ones(32) for name in twins.groups.names}
+    cost = np.array([1.0, 1.5])  # a block of the first costs 16, one of the second 24
+    selector = Selector(twins, lambda kept: np.ceil(kept / BLOCK) @ cost * BLOCK, MULTIPLE)
+    found = selector.choose(scores, (32, 32), 66.0, {"conv1": regard})
+    assert found.widths().kept == kept
+
+
 @pytest.mark.parametrize(("regard", "wide"), [({"conv0": 0.1}, 1), ({"conv1": 0.1}, 0)])
 def test_channels_of_regarded_groups_are_kept(regard: dict[str, float], wide: int) -> None:
     twins = chain((32, 32))
