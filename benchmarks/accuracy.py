@@ -10,7 +10,9 @@ of epochs on the same images in the same order with the same augmentation, selec
 report test. At the end the engines of a budget are timed beside each other in the same fresh
 processes. Every arm is a run folder with its log; what is done is not done again, so the study goes
 on where it was stopped. Plans are measured: `--until prune` makes them while nobody else is at
-work, and trainings may then go on side by side, each with --arms of its own.
+work, and trainings may then go on side by side, each with --arms of its own. Budgets that --budgets
+leaves out stay in the result file as they are if the same dense network was pruned; each says who
+measured it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Arm, Form
-from benchmarks.common import environment, start_from, write_result
+from benchmarks.accuracy_outcome import beside_older, last_words, line, outcome, ratios, read
+from benchmarks.common import environment, made, older_result, start_from, write_result
 from benchmarks.torch_pruning_plans import METHODS, plan_at
 from calibration.widths import dump
 from pipeline.models.weights import load_weights
@@ -150,33 +153,6 @@ def stage(name: str, folder: Path, *flags: str, may_fail: bool = False) -> float
     return time.perf_counter() - started
 
 
-def last_words(folder: Path) -> str:
-    """The last error of the folder's log, or its last line."""
-    lines = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-
-
-def read(folder: Path, file: str) -> Any:
-    return json.loads((folder / file).read_text(encoding="utf-8"))
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """What an arm came to."""
-    certificate = read(folder, "verify/certificate.json")
-    prune, finetune = read(folder, "prune/prune.json"), read(folder, "finetune/finetune.json")
-    return {
-        "test": certificate["accuracy"]["engine"],
-        "val": max((epoch["val_top1"] for epoch in finetune["history"]), default=None),
-        "before_finetuning": finetune["top1"]["pruned"],
-        "verdict": certificate["verdict"],
-        "params": certificate["params"]["pruned"],
-        "macs": certificate["macs"]["pruned"],
-        "rounds": prune["rounds"],
-        "widths": prune["widths"],
-        "history": [*prune["history"], *finetune["history"]],
-    }
-
-
 def timed(study: Study, budget: float, names: list[str]) -> dict[str, Any]:
     """The engines of one budget beside the dense one, in the same fresh processes."""
     folders = {name: study.folder / f"{budget:g}x {name}" for name in names}
@@ -198,16 +174,6 @@ def timed(study: Study, budget: float, names: list[str]) -> dict[str, Any]:
     return ratios(blocks, names)
 
 
-def ratios(blocks: BlockRun, names: list[str]) -> dict[str, Any]:
-    return {
-        name: {
-            **dict(zip(("ratio_to_dense", "ratio_ci95"), blocks.ratio(name, "dense"), strict=True)),
-            "median_ms": blocks.median_ms(name),
-        }
-        for name in names
-    }
-
-
 def run(study: Study) -> dict[str, Any]:
     """All arms of one network and seed."""
     study.base()
@@ -216,13 +182,14 @@ def run(study: Study) -> dict[str, Any]:
     if study.given.ablate:
         arms |= ABLATIONS
     chosen = {name: how for name, how in arms.items() if not wanted or name in wanted}
-    document: dict[str, Any] = {"budgets": {}}
+    document: dict[str, Any] = {"budgets": {}, "made": {}}
     for budget in study.budgets():
         found = {name: study.arm(name, budget, how) for name, how in chosen.items()}
         built = [name for name, item in found.items() if "complaint" not in item]
         for name, ratio in (timed(study, budget, built) if built else {}).items():
             found[name] |= ratio
         document["budgets"][f"{budget:g}x"] = found
+        document["made"][f"{budget:g}x"] = made(environment())
         for name, item in found.items():
             print(f"{budget:g}x {name}: {line(item)}", flush=True)
     if study.given.until:
@@ -230,12 +197,6 @@ def run(study: Study) -> dict[str, Any]:
     document["dense"] = study.dense()
     document["adapted"] = read(study.folder / "base", "prepare/prepare.json")["top1"]
     return document
-
-
-def line(item: dict[str, Any]) -> str:
-    if "complaint" in item:
-        return str(item["complaint"])
-    return f"test {item['test']['top1']:.2%} at {item['ratio_to_dense']:.3f}x of dense"
 
 
 def main() -> None:
@@ -260,8 +221,10 @@ def main() -> None:
     found = {study.folder.name: run(study) for study in studies}
     if given.out:
         protocol = {"form": asdict(form), "train_precision": given.train_precision}
+        older = older_result(given.out, protocol=protocol).get("studies", {})
+        joined = {name: beside_older(study, older.get(name, {})) for name, study in found.items()}
         write_result(
-            given.out, {"environment": environment(), "protocol": protocol, "studies": found}
+            given.out, {"environment": environment(), "protocol": protocol, "studies": joined}
         )
 
 

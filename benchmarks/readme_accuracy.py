@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
+from benchmarks.common import machines
+
 OURS, DENSE = "wgates", "dense, same training"
 Arms = dict[str, list[dict[str, Any]]]  # arm -> its outcome for each seed
 
@@ -91,8 +93,8 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
-    for budget, made in seeds[0].get("made", {}).items():
-        yield f"- {budget}: trained and measured at another time, on {made['device']}."
+    devices = {budget: made["device"] for budget, made in seeds[0]["made"].items()}
+    yield f"- Trained and measured on {machines(devices)}."
     brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
 

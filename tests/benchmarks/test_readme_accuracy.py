@@ -20,6 +20,7 @@ def arm(top1: float, ratio: float) -> dict[str, Any]:
 def study(ours: float, l1: float, uniform: dict[str, Any]) -> dict[str, Any]:
     return {
         "budgets": {"0.5x": {"wgates": arm(ours, 0.49), "l1": arm(l1, 0.48), "uniform": uniform}},
+        "made": {"0.5x": {"device": "a CPU"}},
         "dense": {"test": {"top1": 0.9}},
     }
 
@@ -64,5 +65,5 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
     found = text(given)
     assert "| uniform | 80.00 (79.00 to 81.00) at 0.470x | – |" in found
     assert "- –: not trained." in found
-    given["made"] = {"0.8x": {"device": "another CPU"}}
-    assert "- 0.8x: trained and measured at another time, on another CPU." in text(given)
+    given["made"]["0.8x"] = {"device": "another CPU"}
+    assert "- Trained and measured on a CPU (0.8x: another CPU)." in text(given)

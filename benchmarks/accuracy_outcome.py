@@ -1,0 +1,61 @@
+"""What an arm of the accuracy study came to, read from its run folder, and how results join."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from targets.blocks import BlockRun
+
+
+def last_words(folder: Path) -> str:
+    """The last error of the folder's log, or its last line."""
+    lines = (folder / "log.txt").read_text(encoding="utf-8").strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+
+
+def read(folder: Path, file: str) -> Any:
+    return json.loads((folder / file).read_text(encoding="utf-8"))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What an arm came to."""
+    certificate = read(folder, "verify/certificate.json")
+    prune, finetune = read(folder, "prune/prune.json"), read(folder, "finetune/finetune.json")
+    return {
+        "test": certificate["accuracy"]["engine"],
+        "val": max((epoch["val_top1"] for epoch in finetune["history"]), default=None),
+        "before_finetuning": finetune["top1"]["pruned"],
+        "verdict": certificate["verdict"],
+        "params": certificate["params"]["pruned"],
+        "macs": certificate["macs"]["pruned"],
+        "rounds": prune["rounds"],
+        "widths": prune["widths"],
+        "history": [*prune["history"], *finetune["history"]],
+    }
+
+
+def ratios(blocks: BlockRun, names: list[str]) -> dict[str, Any]:
+    return {
+        name: {
+            **dict(zip(("ratio_to_dense", "ratio_ci95"), blocks.ratio(name, "dense"), strict=True)),
+            "median_ms": blocks.median_ms(name),
+        }
+        for name in names
+    }
+
+
+def beside_older(study: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
+    """The study, and those budgets of an older one of the same dense network that it has not."""
+    if older.get("adapted") != study["adapted"]:
+        return study
+    joined = {part: {**older[part], **study[part]} for part in ("budgets", "made")}
+    falling = sorted(joined["budgets"], key=lambda budget: -float(budget.rstrip("x")))
+    return study | {part: {name: found[name] for name in falling} for part, found in joined.items()}
+
+
+def line(item: dict[str, Any]) -> str:
+    if "complaint" in item:
+        return str(item["complaint"])
+    return f"test {item['test']['top1']:.2%} at {item['ratio_to_dense']:.3f}x of dense"

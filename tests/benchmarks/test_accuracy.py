@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.accuracy_outcome import beside_older
+
+
+def study(commit: str, *budgets: str, adapted: float = 0.86) -> dict[str, Any]:
+    return {
+        "adapted": {"top1": adapted},
+        "budgets": {budget: {"wgates": commit} for budget in budgets},
+        "made": {budget: {"commit": commit} for budget in budgets},
+    }
+
+
+def test_budgets_that_were_not_measured_again_stay_with_their_commit() -> None:
+    found = beside_older(study("new", "0.65x"), study("old", "0.8x", "0.65x", "0.5x"))
+    assert list(found["budgets"]) == list(found["made"]) == ["0.8x", "0.65x", "0.5x"]
+    assert [made["commit"] for made in found["made"].values()] == ["old", "new", "old"]
+    assert [arms["wgates"] for arms in found["budgets"].values()] == ["old", "new", "old"]
+
+
+def test_budgets_of_another_dense_network_go() -> None:
+    new = study("new", "0.65x")
+    assert beside_older(new, study("old", "0.8x", adapted=0.85)) == new
+    assert beside_older(new, {}) == new
