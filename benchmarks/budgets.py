@@ -59,7 +59,7 @@ NETWORKS = (
     Network("resnet18", "torchvision:resnet18", 64),
     Network("mobilenet_v2", "torchvision:mobilenet_v2", 96),
 )
-FULL = Effort(images=640, gate_epochs=5, samples=300, processes=8, seconds=0.3)
+FULL = Effort(images=640, gate_epochs=5, samples=300, processes=24, seconds=0.3)
 SMALL = Effort(images=128, gate_epochs=3, samples=40, processes=2, seconds=0.1)
 
 
