@@ -2,11 +2,12 @@
 
     python -m benchmarks.budgets --work FOLDER [--only PART] [--small] [--out budgets.json]
 
-A network is prepared, traced and calibrated once a target; its budgets go from 0.85x to just above
-the measured floor. Each run is `pipeline prune`, whose plans are then built anew and timed in fresh
-processes beside the dense engine: the first plan that was tried, and the one that was taken. A line
-of FOLDER/runs.jsonl is one run; what is there is not run again. Cases that --only leaves out stay
-in the result file as they are if as much was trained; each run says which commit made it.
+A network is prepared, traced and calibrated once a target; its budgets go from 0.85x down to the
+lowest that `pipeline prune` advises where it refuses one. Each run is `pipeline prune`, whose plans
+are then built anew and timed in fresh processes beside the dense engine: the first plan that was
+tried, and the one that was taken. A line of FOLDER/runs.jsonl is one run; what is there is not run
+again. Cases that --only leaves out stay in the result file as they are if as much was trained; each
+run says which commit made it.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.common import environment, made, older_result, pipeline, start_from, write_result
 from calibration.candidates import Slicer
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
+from pipeline.stages.closed_loop import advised
 from targets import load_target
 from targets.base import TargetOptions
-from targets.blocks import measure_blocks
+from targets.blocks import BlockRun, measure_blocks
 
 TARGETS = ("ort-cpu", "openvino-cpu")
-HIGHEST, ABOVE_FLOOR, COUNT = 0.85, 1.04, 5
+HIGHEST, COUNT = 0.85, 5
 WASTED = 0.03  # a plan that much below its budget wastes capacity
+KNOWN, FEWEST = 0.01, 12  # half a ratio's 95 % interval; processes for it
+ERROR, MISSED = "error: ", "no plan met"  # how a failure begins; one after the last round
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Effort:
     images: int
     gate_epochs: int
     samples: int
-    processes: int
+    processes: int  # at most
     seconds: float  # of a timed block
 
 
@@ -59,7 +64,7 @@ NETWORKS = (
     Network("resnet18", "torchvision:resnet18", 64),
     Network("mobilenet_v2", "torchvision:mobilenet_v2", 96),
 )
-FULL = Effort(images=640, gate_epochs=5, samples=300, processes=24, seconds=0.3)
+FULL = Effort(images=640, gate_epochs=5, samples=300, processes=48, seconds=0.3)
 SMALL = Effort(images=128, gate_epochs=3, samples=40, processes=2, seconds=0.1)
 
 
@@ -97,7 +102,7 @@ class Case:
 
     def budgets(self) -> list[float]:
         """Shares of the dense latency, from high to just above the floor."""
-        lowest = ABOVE_FLOOR * self.calibrated()["floor"]["ratio"]
+        lowest = advised(self.calibrated()["floor"]["ratio"])
         return [round(float(share), 3) for share in np.linspace(HIGHEST, lowest, COUNT)]
 
 
@@ -112,7 +117,8 @@ def prune(case: Case, budget: float) -> tuple[Path, str]:
     )
     if done.returncode not in (0, 1):
         raise SystemExit(f"{folder}: exit code {done.returncode}\n{done.stderr}")
-    return folder, done.stderr.strip() if done.returncode else ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith(ERROR)]
+    return folder, errors[-1].removeprefix(ERROR) if done.returncode else ""
 
 
 def judged(case: Case, kept: dict[str, list[int]]) -> dict[str, Any]:
@@ -134,11 +140,21 @@ def judged(case: Case, kept: dict[str, list[int]]) -> dict[str, Any]:
             engines,
             processes=case.effort.processes,
             seconds_per_block=case.effort.seconds,
+            stop=lambda found: known(found, tuple(kept)),
         )
     return {
         name: dict(zip(("ratio", "ci95"), blocks.ratio(name, "dense"), strict=True))
         for name in kept
-    } | {"doubts": list(blocks.doubts())}
+    } | {"processes": blocks.processes, "doubts": list(blocks.doubts())}
+
+
+def known(blocks: BlockRun, names: tuple[str, ...]) -> bool:
+    """Whether the ratios of all these to the dense engine are known well enough."""
+    halves = []
+    for name in names:
+        ratio, (low, high) = blocks.ratio(name, "dense")
+        halves.append((high - low) / 2 / ratio)
+    return blocks.processes >= FEWEST and max(halves) <= KNOWN
 
 
 def run(case: Case, budget: float) -> dict[str, Any]:
@@ -158,26 +174,44 @@ def run(case: Case, budget: float) -> dict[str, Any]:
     }
 
 
+def missed(line: dict[str, Any]) -> bool:
+    """Whether no plan met the budget in all rounds."""
+    return str(line["complaint"]).startswith(MISSED)
+
+
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares of the runs; those that were honestly refused count for no share."""
+    """Shares of the runs that were not refused before any training."""
     reached = [line for line in lines if not line["complaint"]]
-    first = [line["judged"]["first"]["ratio"] <= line["budget"] for line in reached]
-    taken = [line["judged"]["taken"]["ratio"] / line["budget"] for line in reached]
+    late = [line for line in lines if missed(line)]
+    over = {
+        which: np.array([line["judged"][which]["ratio"] / line["budget"] for line in reached])
+        for which in ("first", "taken")
+    }
+    tried = len(reached) + len(late)
+    at_most = [line["rounds"][-1]["round"] for line in reached]
+    taken = over["taken"].tolist()
     return {
         "runs": len(lines),
         "of": len(NETWORKS) * len(TARGETS) * COUNT,
-        "refused": [f"{line['case']} {line['budget']:g}x" for line in lines if line["complaint"]],
-        "first_try_met": float(np.mean(first)) if first else None,
-        "taken_met": float(np.mean(np.array(taken) <= 1)) if taken else None,
-        "taken_wasteful": float(np.mean(np.array(taken) < 1 - WASTED)) if taken else None,
-        "in_one_round": float(np.mean([line["rounds"][-1]["round"] == 1 for line in reached]))
-        if reached
-        else None,
-        "most_rounds": max((line["rounds"][-1]["round"] for line in reached), default=None),
+        "missed": [f"{line['case']} {line['budget']:g}x" for line in late],
+        "refused": [
+            f"{line['case']} {line['budget']:g}x"
+            for line in lines
+            if line["complaint"] and not missed(line)
+        ],
+        "first_try_met": share(over["first"] <= 1, tried),
+        "taken_met": share(over["taken"] <= 1, tried),
+        "taken_wasteful": share(over["taken"] < 1 - WASTED, tried),
+        "in_one_round": share(np.array(at_most) == 1, tried),
+        "most_rounds": max(at_most, default=None),
         "taken_over_budget": {
             "quartiles": np.quantile(taken, [0, 0.25, 0.5, 0.75, 1]).tolist() if taken else None
         },
     }
+
+
+def share(those: NDArray[np.bool_], of: int) -> float | None:
+    return float(those.sum() / of) if of else None
 
 
 def beside_older(lines: list[dict[str, Any]], older: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.budgets import missed
+
 
 def budgets(result: dict[str, Any]) -> str:
     """A row a network and target, and one of all."""
     runs: list[dict[str, Any]] = result["runs"]
     effort, summary = result["effort"], result["summary"]
     cases = list(dict.fromkeys(run["case"] for run in runs))
-    refused = [run for run in runs if run["complaint"]]
+    failed = [run for run in runs if run["complaint"]]
     lines = [
         f"{len(runs)} of {summary['of']} runs: at most {effort['samples']} networks calibrated, "
         f"{effort['gate_epochs']} gated epochs of {effort['images']} images; plans built anew and "
@@ -22,9 +24,9 @@ def budgets(result: dict[str, Any]) -> str:
         *(_row(case, [run for run in runs if run["case"] == case]) for case in cases),
         _row("all", runs),
         "",
-        *(f"- Refused: {run['case']} {run['budget']:g}x: {run['complaint']}" for run in refused),
+        *(f"- No plan: {run['case']} {run['budget']:g}x: {run['complaint']}" for run in failed),
     ]
-    return "\n".join([*lines, ""] if refused else lines)
+    return "\n".join([*lines, ""] if failed else lines)
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> str:
@@ -34,7 +36,8 @@ def _row(name: str, runs: list[dict[str, Any]]) -> str:
         which: [run["judged"][which]["ratio"] / run["budget"] for run in reached]
         for which in ("first", "taken")
     }
-    met = [f"{sum(share <= 1 for share in of)} of {len(of)}" for of in over.values()]
+    tried = len(reached) + sum(missed(run) for run in runs)
+    met = [f"{sum(share <= 1 for share in of)} of {tried}" for of in over.values()]
     rounds = max((run["rounds"][-1]["round"] for run in reached), default=0)
     taken = f"{min(over['taken']):.3f} to {max(over['taken']):.3f}" if reached else "–"
     cells = [f"{max(asked):g}x to {min(asked):g}x", str(len(runs)), *met, str(rounds), taken]

@@ -33,7 +33,8 @@ MEMORY = Path("/dev/shm")  # files there never reach a disk
 SCRATCH = "wgates-"  # how the folders of candidates begin
 MOST_LOST = 5  # candidates in a row
 WORTH, LONGEST_S = 2.0, 10.0  # timed for so many times what preparing took; at most so long
-PATIENCE = 4  # more times at most that a disturbed network is measured
+# before each more time that a disturbed network is measured: neighbours compute for tens of seconds
+PAUSES_S = (2.0, 4.0, 8.0, 16.0)
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
 
@@ -201,21 +202,26 @@ def measure_calmly(
     *,
     precision: float = 0.01,
     on_done: Callable[[int, int], None] | None = None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """`measure_all`; then again what others disturbed, a few times. The calmest stays."""
+    """`measure_all`; then again what others disturbed, a few times. The calmest stays.
+
+    `wait` is given the seconds until the next time.
+    """
     measure_all(measurer, database, wanted, precision=precision, on_done=on_done)
     ours = set(wanted)
-    for _ in range(PATIENCE):
+    for pause_s in PAUSES_S:
         records = database.records(measurer.skeleton_sha256, measurer.fingerprint)
         judged = zip(records, calm(records), strict=True)
         disturbed = [record for record, quiet in judged if not quiet and record.widths in ours]
+        if not disturbed:
+            return
+        wait(pause_s)
         for before in disturbed:
             with suppress(CandidateLostError):  # the earlier measurement is good for something
                 row = measurer.row(before.widths, precision=precision)
                 if row.anchor_ms < before.anchor_ms:
                     database.add(row)
-        if not disturbed:
-            return
 
 
 def _hopeless(count: int, last: CandidateLostError) -> MeasuringError:

@@ -24,6 +24,11 @@ ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
 WASTEFUL = 0.97  # a plan faster than this share of the budget gives accuracy away
 
 
+def advised(floor: float) -> float:
+    """The least budget that leaves some room above the floor; both are shares of the dense."""
+    return math.ceil(floor * 105) / 100
+
+
 @dataclass(frozen=True)
 class Limit:
     """The budget as the closed loop uses it: p50 milliseconds beside the dense anchor."""
@@ -44,7 +49,7 @@ class Limit:
                 f"the budget {budget} ({budget_ms:.3f} ms) is below the floor: the fastest "
                 f"network that calibrate measured takes {floor_ms * tail:.3f} ms "
                 f"({calibration['floor']['ratio']:.2f}x of dense)",
-                fix=f"ask for at least {math.ceil(calibration['floor']['ratio'] * 105) / 100:.2f}x",
+                fix=f"ask for at least {advised(calibration['floor']['ratio']):.2f}x",
             )
         return cls(budget, budget_ms, budget_ms / tail)
 

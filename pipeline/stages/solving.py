@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -105,7 +106,7 @@ class Solving:
 
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them; a resumed run reads the result back instead."""
-        measure_calmly(self.bench, self.database, [widths], precision=0.006)
+        measure_calmly(self.bench, self.database, [widths], precision=0.006, wait=self._wait)
         found = [item for item in self.records() if item.widths == widths]
         if not found:
             lost = self.database.lost(self.skeleton.sha256, self.target.fingerprint())
@@ -114,6 +115,12 @@ class Solving:
                 fix="try another --margin or --min-width, so that another plan is taken",
             )
         return found[0]
+
+    def _wait(self, seconds: float) -> None:
+        self.context.reporter.say(
+            f"prune: others disturb the measurement; the plan is timed again in {seconds:.0f} s"
+        )
+        time.sleep(seconds)
 
     def records(self) -> tuple[LatencyRecord, ...]:
         """All that is measured of this network on this target."""

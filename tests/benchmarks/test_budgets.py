@@ -16,15 +16,16 @@ def line(budget: float, first: float, taken: float, rounds: int = 1) -> dict[str
 
 def test_the_shares_are_of_the_runs_that_were_not_refused() -> None:
     refused = {"case": "a", "budget": 0.3, "complaint": "below the floor"}
-    lines = [line(0.8, 0.79, 0.79), line(0.6, 0.61, 0.59, rounds=2), line(0.5, 0.4, 0.4), refused]
-    found = summary(lines)
-    assert found["runs"] == 4
-    assert found["refused"] == ["a 0.3x"]
-    assert found["first_try_met"] == pytest.approx(2 / 3)
-    assert found["taken_met"] == 1.0
-    assert found["taken_wasteful"] == pytest.approx(1 / 3)
+    missed = {"case": "a", "budget": 0.4, "complaint": "no plan met 0.4 ms in 3 rounds"}
+    lines = [line(0.8, 0.79, 0.79), line(0.6, 0.61, 0.59, rounds=2), line(0.5, 0.4, 0.4)]
+    found = summary([*lines, missed, refused])
+    assert found["runs"] == 5
+    assert (found["refused"], found["missed"]) == (["a 0.3x"], ["a 0.4x"])
+    assert found["first_try_met"] == pytest.approx(2 / 4)
+    assert found["taken_met"] == pytest.approx(3 / 4)
+    assert found["taken_wasteful"] == pytest.approx(1 / 4)
     assert found["most_rounds"] == 2
-    assert found["in_one_round"] == pytest.approx(2 / 3)
+    assert found["in_one_round"] == pytest.approx(2 / 4)
     assert found["taken_over_budget"]["quartiles"][0] == pytest.approx(0.8)
 
 
@@ -45,11 +46,12 @@ def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     lines = [line(0.8, 0.79, 0.79), line(0.6, 0.61, 0.59, rounds=2)]
     other = line(0.5, 0.4, 0.4) | {"case": "b"}
     refused = {"case": "b", "budget": 0.3, "complaint": "below the floor"}
-    runs = [*lines, other, refused]
+    missed = {"case": "b", "budget": 0.4, "complaint": "no plan met 0.4 ms in 3 rounds"}
+    runs = [*lines, other, missed, refused]
     effort = {"images": 640, "gate_epochs": 15, "samples": 300}
     found = budgets({"runs": runs, "summary": summary(runs), "effort": effort}).splitlines()
     assert "| a | 0.8x to 0.6x | 2 | 1 of 2 | 2 of 2 | 2 | 0.983 to 0.988 |" in found
-    assert "| b | 0.5x to 0.3x | 2 | 1 of 1 | 1 of 1 | 1 | 0.800 to 0.800 |" in found
-    assert "| all | 0.8x to 0.3x | 4 | 2 of 3 | 3 of 3 | 2 | 0.800 to 0.988 |" in found
-    assert any("4 of 30 runs" in told for told in found)
+    assert "| b | 0.5x to 0.3x | 3 | 1 of 2 | 1 of 2 | 1 | 0.800 to 0.800 |" in found
+    assert "| all | 0.8x to 0.3x | 5 | 2 of 4 | 3 of 4 | 2 | 0.800 to 0.988 |" in found
+    assert any("5 of 30 runs" in told for told in found)
     assert any("b 0.3x: below the floor" in told for told in found)

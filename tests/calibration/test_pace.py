@@ -12,7 +12,7 @@ import pytest
 from calibration.database import LatencyDatabase, LatencyRecord
 from calibration.errors import CandidateLostError
 from calibration.lpnet import fit_lpnet
-from calibration.measure import PATIENCE, measure_calmly
+from calibration.measure import PAUSES_S, measure_calmly
 from calibration.pace import calm, exposures, slowdowns
 from calibration.phases import Phases
 from calibration.rows import Row
@@ -103,25 +103,29 @@ def samples(wall_ns: np.ndarray) -> Samples:
     return replace(comparison(1).anchor, wall_ns=wall_ns)
 
 
-def anchors(path: Path, *script: float | None) -> list[float]:
+def anchors(path: Path, *script: float | None, waited: list[float] | None = None) -> list[float]:
     """Anchor times that stay after two calm networks and a third under the script."""
+    wait = [].append if waited is None else waited.append
     wanted = [WidthVector(("conv",), (width,)) for width in (8, 16, 24)]
     measurer = Neighboured(iter([4.0, 4.0, *script]))
     with LatencyDatabase(path) as database:
-        measure_calmly(measurer, database, wanted)
+        measure_calmly(measurer, database, wanted, wait=wait)
         records = database.records(SKELETON, FINGERPRINT)
     assert {one.widths for one in records} == set(wanted)
     return sorted(round(one.anchor_ms, 3) for one in records)
 
 
 def test_what_was_disturbed_is_measured_again(tmp_path: Path) -> None:
-    assert anchors(tmp_path / "calm", 4.01) == [4.0, 4.0, 4.01]
+    waited: list[float] = []
+    assert anchors(tmp_path / "calm", 4.01, waited=waited) == [4.0, 4.0, 4.01]
+    assert waited == []
     assert anchors(tmp_path / "once", 4.6, 4.02) == [4.0, 4.0, 4.02]
-    assert anchors(tmp_path / "worse", 4.6, 4.8, 4.0) == [4.0, 4.0, 4.0]
+    assert anchors(tmp_path / "worse", 4.6, 4.8, 4.0, waited=waited) == [4.0, 4.0, 4.0]
+    assert waited == list(PAUSES_S[:2])
 
 
 def test_patience_ends_and_the_calmest_stays(tmp_path: Path) -> None:
-    again = [4.7, 4.5, 4.9, 4.8][:PATIENCE]
+    again = [4.7, 4.5, 4.9, 4.8][: len(PAUSES_S)]
     assert anchors(tmp_path / "never", 4.6, *again) == [4.0, 4.0, 4.5]
 
 
