@@ -218,11 +218,13 @@ def legal_widths(channels: int, multiple: int) -> tuple[int, ...]:
 
 def snap(kept: Sequence[int], full: Sequence[int], multiple: int) -> tuple[int, ...]:
     """The nearest legal width of each group; ties go up, so that accuracy is not given away."""
-    snapped = []
-    for width, channels in zip(kept, full, strict=True):
-        options = legal_widths(channels, multiple)
-        snapped.append(min(options, key=lambda legal: (abs(legal - width), -legal)))
-    return tuple(snapped)
+    pairs = zip(kept, full, strict=True)
+    return tuple(nearest(legal_widths(channels, multiple), width) for width, channels in pairs)
+
+
+def nearest(widths: Sequence[int], width: float) -> int:
+    """The one of `widths` that is nearest to `width`; the wider of two."""
+    return min(widths, key=lambda one: (abs(one - width), -one))
 
 
 def _compact(rows: tuple[tuple[int, ...], ...]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from calibration.widths import ChannelGroup, Plan, Slice
 from pipeline.errors import GroupsError
 from pipeline.pruning.constraint import Goal
 from pipeline.pruning.gates import filters_of, is_filter_bank
-from pipeline.pruning.select import Scores, Selector, uniform_widths
+from pipeline.pruning.select import Scores, Selector
+from pipeline.pruning.uniform import uniform_widths
 from pipeline.training import Trainer
 
 Score = Callable[[nn.Module, ChannelGroup], Tensor]  # -> (channels,), higher is kept

@@ -12,8 +12,14 @@ from torch import Tensor
 
 from calibration.branches import members
 from calibration.skeleton import Skeleton
-from calibration.widths import ChannelGroup, ChannelGroups, Plan, WidthVector, legal_widths, snap
-from pipeline.errors import BudgetUnreachableError
+from calibration.widths import (
+    ChannelGroup,
+    ChannelGroups,
+    Plan,
+    WidthVector,
+    legal_widths,
+    nearest,
+)
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 # legal widths that a step may go: where the runtime works in blocks of two or four of them, the
@@ -44,7 +50,8 @@ class Selector:
     skeleton: Skeleton
     price: Price
     multiple: int
-    # channels from step to step of the latency, for groups where calibration measured them
+    # channels from step to step of the latency, for groups where calibration measured them: widths
+    # in between cost what the next step costs, and are not chosen
     steps: Mapping[str, int] = field(default_factory=dict)
     min_width: float = 0.0  # least share of a group's channels
     exchanges: int = 20  # at most; each makes the plan worth more
@@ -80,14 +87,12 @@ class Selector:
                 break
             kept = exchanged
         kept = self._spent(kept, worth, aim)
-        return self.plan(scores, self._fast_side(kept))
+        return self.plan(scores, kept)
 
     def _legal(self, start: Sequence[int]) -> list[int]:
-        """The legal widths nearest to `start`; branches that it leaves out stay out."""
-        groups = self.skeleton.groups
-        near = snap(start, groups.full().kept, self.multiple)
-        allowed = [self.allowed(group) for group in groups.prunable]
-        kept = [max(width, widths[0]) for width, widths in zip(near, allowed, strict=True)]
+        """The allowed widths nearest to `start`; branches that it leaves out stay out."""
+        allowed = [self.allowed(group) for group in self.skeleton.groups.prunable]
+        kept = [nearest(widths, near) for widths, near in zip(allowed, start, strict=True)]
         for branch in self._branches():
             if not any(start[index] for index in branch):
                 kept = _with(kept, dict.fromkeys(branch, 0))
@@ -163,16 +168,10 @@ class Selector:
         return self._filled(kept, even, float(self._prices([kept])[0]))
 
     def allowed(self, group: ChannelGroup) -> tuple[int, ...]:
-        """Widths that the group may have."""
-        return allowed_widths(group, self.multiple, self.min_width)
-
-    def _fast_side(self, kept: Sequence[int]) -> list[int]:
-        """Each group filled up to its measured step: those channels cost no time."""
-        return [
-            min(group.channels, -(-width // step) * step)
-            for group, width in zip(self.skeleton.groups.prunable, kept, strict=True)
-            for step in [self.steps.get(group.name, 1)]
-        ]
+        """Widths that the group may have: whole steps where one was measured, and the ends."""
+        widths = allowed_widths(group, self.multiple, self.min_width)
+        step, ends = self.steps.get(group.name, 1), (widths[0], widths[-1])
+        return tuple(width for width in widths if width % step == 0 or width in ends)
 
     def plan(self, scores: Scores, kept: Sequence[int]) -> Plan:
         """Keep the `kept[g]` best-scored channels of each group."""
@@ -273,27 +272,3 @@ def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     ordered = np.sort(scores)[::-1]
     positive = ordered - ordered[-1] + 0.1 * max(float(np.ptp(ordered)), 1e-12)
     return np.concatenate([[0.0], np.cumsum(positive / positive.mean())])
-
-
-def uniform_widths(selector: Selector, aim: float) -> WidthVector:
-    """The widest common share of channels that is priced to fit: the plainest baseline.
-
-    Then as much wider as costs nothing, inside the runtime's channel blocks. Where the budget needs
-    blocks to go, which are not thinner but gone, BudgetUnreachableError; where there are none that
-    could, the narrowest widths.
-    """
-    groups, multiple = selector.skeleton.groups, selector.multiple
-    full, floor = groups.full().as_array(), narrowest(groups, multiple, selector.min_width)
-    for share in np.linspace(1, 0, 201):
-        near = snap((full * share).tolist(), full.tolist(), multiple)
-        kept = tuple(np.maximum(near, floor.as_array()).tolist())
-        if selector.price(np.array([kept], float))[0] <= aim:
-            return WidthVector(groups.names, tuple(selector.with_free_channels(list(kept))))
-    if groups.branches:
-        dense, least = selector.price(np.array([full, floor.kept], float))
-        raise BudgetUnreachableError(
-            f"uniform widths come to {least / dense:.2f}x of dense at least, the budget needs "
-            f"{aim / dense:.2f}x",
-            fix="choose a --method that lets whole blocks go, such as wgates or l1",
-        )
-    return floor

@@ -25,8 +25,9 @@ from pipeline.pruning.branching import find_branches
 from pipeline.pruning.emptied import Nothing, let_go
 from pipeline.pruning.gates import masked, widths_of
 from pipeline.pruning.removal import removing, with_removable_branches
-from pipeline.pruning.select import Selector, narrowest, priced, uniform_widths
+from pipeline.pruning.select import Selector, narrowest, priced
 from pipeline.pruning.surgery import shrink
+from pipeline.pruning.uniform import uniform_widths
 from pipeline.pruning.wgates import GateSettings, WGates
 from pipeline.unfused import run_onnx
 

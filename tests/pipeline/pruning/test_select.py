@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from calibration.cost import NetworkCost
 from calibration.skeleton import Skeleton
 from calibration.widths import legal_widths
-from pipeline.pruning.select import Selector, uniform_widths
+from pipeline.pruning.select import Selector
+from pipeline.pruning.uniform import uniform_widths
 
 from ...calibration.chain import chain
 
@@ -72,21 +73,28 @@ def test_with_room_for_everything_nothing_is_pruned(skeleton: Skeleton) -> None:
     assert selector.choose(scores_of(skeleton), (8, 8, 8, 8), 11.0).widths().kept == WIDTHS
 
 
-def test_groups_with_a_measured_step_are_filled_up_to_it(skeleton: Skeleton) -> None:
+def test_widths_between_measured_steps_are_not_chosen(skeleton: Skeleton) -> None:
     names, start = skeleton.groups.names, (8, 24, 40, 40)
     price = smooth(skeleton)  # an LPNet that does not know of the steps
     aim = float(price(np.array([start], float))[0])
     plain = Selector(skeleton, price, MULTIPLE).choose(scores_of(skeleton), start, aim)
     steps = {names[1]: 16, names[3]: 32}
-    filled = Selector(skeleton, price, MULTIPLE, steps).choose(scores_of(skeleton), start, aim)
-    before, after = plain.widths().kept, filled.widths().kept
-    assert any(before[index] % step for index, step in ((1, 16), (3, 32)))
-    assert after == (
-        before[0],
-        min(WIDTHS[1], -(-before[1] // 16) * 16),
-        before[2],
-        min(WIDTHS[3], -(-before[3] // 32) * 32),
-    )
+    stepped = Selector(skeleton, price, MULTIPLE, steps).choose(scores_of(skeleton), start, aim)
+    before, after = plain.widths().kept, stepped.widths().kept
+    assert before[1] % 16
+    assert before[3] % 32
+    floor = skeleton.groups.floor(MULTIPLE).kept
+    assert after[1] % 16 == 0 or after[1] == floor[1]
+    assert after[3] % 32 == 0 or after[3] == floor[3]
+    assert float(price(np.array([after], float))[0]) <= aim
+
+
+def test_the_floor_may_lie_below_the_first_step(skeleton: Skeleton) -> None:
+    names, floor = skeleton.groups.names, skeleton.groups.floor(MULTIPLE).kept
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE, dict.fromkeys(names, 16))
+    assert selector.allowed(skeleton.groups.prunable[1]) == (floor[1], 16, 32, 48)
+    kept = selector.choose(scores_of(skeleton), WIDTHS, predicted(selector, floor)).widths().kept
+    assert kept == floor
 
 
 def test_steps_that_cost_nothing_are_taken(skeleton: Skeleton) -> None:
