@@ -16,7 +16,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,19 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.budgets_judged import Judge
 from benchmarks.common import environment, made, older_result, pipeline, start_from, write_result
-from calibration.candidates import Slicer
-from calibration.skeleton import Skeleton
-from calibration.widths import WidthVector
 from pipeline.stages.closed_loop import advised
-from targets import load_target
-from targets.base import TargetOptions
-from targets.blocks import BlockRun, measure_blocks
 
 TARGETS = ("ort-cpu", "openvino-cpu")
 HIGHEST, COUNT = 0.85, 5
 WASTED = 0.03  # a plan that much below its budget wastes capacity
-KNOWN, FEWEST = 0.01, 12  # half a ratio's 95 % interval; processes for it
 ERROR, MISSED = "error: ", "no plan met"  # how a failure begins; one after the last round
 
 
@@ -94,8 +87,8 @@ class Case:
             *("--dense-epochs", "2", "--dense-lr", "0.02", "--device", "cpu"),
         )
         pipeline("trace", folder)
-        limits = ("--samples", str(effort.samples), "--lpnet-error", "1%")
-        pipeline("calibrate", folder, "--target", self.target, "--threads", "1", *limits)
+        samples = ("--samples", str(effort.samples))
+        pipeline("calibrate", folder, "--target", self.target, "--threads", "1", *samples)
         text = (self.folder / "calibrate" / "calibration.json").read_text(encoding="utf-8")
         found: dict[str, Any] = json.loads(text)
         return found
@@ -104,6 +97,12 @@ class Case:
         """Shares of the dense latency, from high to just above the floor."""
         lowest = advised(self.calibrated()["floor"]["ratio"])
         return [round(float(share), 3) for share in np.linspace(HIGHEST, lowest, COUNT)]
+
+    def judge(self) -> Judge:
+        effort = self.effort
+        return Judge.of(
+            self.folder, self.target, processes=effort.processes, seconds=effort.seconds
+        )
 
 
 def prune(case: Case, budget: float) -> tuple[Path, str]:
@@ -121,42 +120,6 @@ def prune(case: Case, budget: float) -> tuple[Path, str]:
     return folder, errors[-1].removeprefix(ERROR) if done.returncode else ""
 
 
-def judged(case: Case, kept: dict[str, list[int]]) -> dict[str, Any]:
-    """Median ratio to the dense engine of the networks of these widths, by fresh processes."""
-    skeleton = Skeleton.open(case.folder / "trace")
-    slicer, names = Slicer(skeleton), skeleton.groups.names
-    options = TargetOptions(threads=1)
-    target = load_target(case.target, options)
-    full = list(skeleton.groups.full().kept)
-    with tempfile.TemporaryDirectory() as folder:
-        engines = {}
-        for name, widths in {"dense": full, **kept}.items():
-            onnx = slicer.at_widths(WidthVector(names, tuple(widths)))
-            path = Path(folder) / f"{name}{target.engine_suffix}"
-            engines[name] = target.build(onnx, path).engine
-        blocks = measure_blocks(
-            case.target,
-            options,
-            engines,
-            processes=case.effort.processes,
-            seconds_per_block=case.effort.seconds,
-            stop=lambda found: known(found, tuple(kept)),
-        )
-    return {
-        name: dict(zip(("ratio", "ci95"), blocks.ratio(name, "dense"), strict=True))
-        for name in kept
-    } | {"processes": blocks.processes, "doubts": list(blocks.doubts())}
-
-
-def known(blocks: BlockRun, names: tuple[str, ...]) -> bool:
-    """Whether the ratios of all these to the dense engine are known well enough."""
-    halves = []
-    for name in names:
-        ratio, (low, high) = blocks.ratio(name, "dense")
-        halves.append((high - low) / 2 / ratio)
-    return blocks.processes >= FEWEST and max(halves) <= KNOWN
-
-
 def run(case: Case, budget: float) -> dict[str, Any]:
     """One line of the result."""
     folder, complaint = prune(case, budget)
@@ -170,7 +133,7 @@ def run(case: Case, budget: float) -> dict[str, Any]:
     return line | {
         "rounds": rounds,
         "gates_predicted_over_aim": gates[-1]["predicted"] / found["aim_ms"] if gates else None,
-        "judged": judged(case, {"first": rounds[0]["kept"], "taken": taken}),
+        "judged": case.judge().judge({"first": rounds[0]["kept"], "taken": taken}),
     }
 
 

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.budgets import beside_older, summary
+from benchmarks.budgets_judged import Judge
 from benchmarks.readme_budgets import budgets
+from calibration.database import LatencyRecord
+from targets import load_target
+from targets.base import TargetOptions
+from targets.blocks import BlockRun
+from targets.samples import Samples
+
+from ..calibration.chain import chain
 
 
 def line(budget: float, first: float, taken: float, rounds: int = 1) -> dict[str, Any]:
@@ -55,3 +64,20 @@ def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     assert "| all | 0.8x to 0.3x | 5 | 2 of 4 | 3 of 4 | 2 | 0.800 to 0.988 |" in found
     assert any("5 of 30 runs" in told for told in found)
     assert any("b 0.3x: below the floor" in told for told in found)
+
+
+def block(ms: float) -> Samples:
+    wall_ns = np.full(20, round(1e6 * ms))
+    return Samples(wall_ns, wall_ns, np.zeros(20, int))
+
+
+def test_processes_that_others_disturbed_do_not_judge_a_plan() -> None:
+    skeleton, target = chain((16, 16)), load_target("fake", TargetOptions())
+    full = skeleton.groups.full()
+    calibrated = tuple(LatencyRecord(full, 0.5, (0.5, 0.5), 4.0, ()) for _ in range(20))
+    judge = Judge(skeleton, target, calibrated, processes=3, seconds=0.1)
+    dense, plan = (4.0, 5.0, 4.04), (2.0, 3.5, 2.02)  # in the second, a neighbour computes
+    blocks = {"dense": tuple(map(block, dense)), "plan": tuple(map(block, plan))}
+    ratios, quiet = judge.ratios(BlockRun(target.fingerprint(), blocks), "plan")
+    assert ratios == pytest.approx([0.5, 0.7, 0.5])
+    assert quiet.tolist() == [True, False, True]
