@@ -26,6 +26,7 @@ Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is ke
 # next one alone often saves nothing, and would hide what the block is worth
 REACH = 4
 UNUSED = 5e-3  # of the budget: not worth a search
+TRADES = 512  # pairs of steps whose price is asked for
 SAVES = 1e-3  # of the price: what a step down must save to be worth an exchange
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
 Cost = Callable[[Tensor], Tensor]  # differentiable
@@ -125,29 +126,41 @@ class Selector:
         least = _total(kept, worth) - self.ties * _total(full, worth)
         for _ in range(self.exchanges):
             now = float(self._prices([kept])[0])
-            tried = self._traded(kept, worth, least)
+            tried = self._traded(kept, worth, least, aim)
             if now >= aim * (1 - UNUSED) or not len(tried):
                 break
-            prices = self.price(tried)
+            prices = self.price(tried.astype(float))
             prices[prices > aim] = -np.inf
             best = int(np.argmax(prices))
             if prices[best] <= now * (1 + SAVES):
                 break
-            kept = self._filled([int(width) for width in tried[best]], worth, aim)
+            kept = self._filled(tried[best].tolist(), worth, aim)
         return kept
 
     def _traded(
-        self, kept: list[int], worth: list[NDArray[np.float64]], least: float
-    ) -> NDArray[np.float64]:
-        """(N, G) plans one step down and one up, in other groups, that are worth `least`."""
-        downs, ups = (
-            np.array([_with(kept, step) for step in steps], int).reshape(-1, len(kept)) - kept
-            for steps in (self._steps(kept, -1), self._steps(kept, +1))
+        self, kept: list[int], worth: list[NDArray[np.float64]], least: float, aim: float
+    ) -> NDArray[np.int64]:
+        """(N, G) plans one step down and one up, in other groups, worth `least`, near the aim.
+
+        The two steps' prices add up nearly; only those next to the aim are worth asking for.
+        """
+        down, up = (
+            np.array([_with(kept, step) for step in self._steps(kept, way)], int).reshape(
+                -1, len(kept)
+            )
+            for way in (-1, +1)
         )
-        apart = ~((downs != 0)[:, None] & (ups != 0)[None]).any(axis=2)
-        plans = (kept + downs[:, None] + ups[None])[apart]
-        total = np.sum([of[plans[:, group]] for group, of in enumerate(worth)], axis=0)
-        found: NDArray[np.float64] = plans[total >= least].astype(float)
+        if not len(down) or not len(up):
+            return down[:0]
+        less, more = (_totals(rows, worth) for rows in (down, up))
+        cheaper, dearer = (self.price(rows.astype(float)) for rows in (down, up))
+        now = float(self._prices([kept])[0])
+        apart = (down != kept).astype(int) @ (up != kept).astype(int).T == 0
+        enough = less[:, None] + more - _total(kept, worth) >= least
+        off = np.abs(cheaper[:, None] + dearer - now - aim)
+        pairs = np.argwhere(apart & enough)
+        nearest_first = pairs[np.argsort(off[apart & enough], kind="stable")][:TRADES]
+        found: NDArray[np.int64] = down[nearest_first[:, 0]] + up[nearest_first[:, 1]] - kept
         return found
 
     def _saving(self, kept: list[int]) -> list[dict[int, int]]:
@@ -255,6 +268,12 @@ def _with(kept: Sequence[int], step: Mapping[int, int]) -> list[int]:
 
 def _total(kept: Sequence[int], worth: Sequence[NDArray[np.float64]]) -> float:
     return float(sum(of[width] for of, width in zip(worth, kept, strict=True)))
+
+
+def _totals(rows: NDArray[np.int64], worth: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(N,) worth of the plans in rows (N, G)."""
+    found: NDArray[np.float64] = np.sum([of[rows[:, i]] for i, of in enumerate(worth)], axis=0)
+    return found
 
 
 def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
