@@ -18,7 +18,11 @@ from ..calibration.chain import chain
 
 
 def line(budget: float, first: float, taken: float, rounds: int = 1) -> dict[str, Any]:
-    judged = {"first": {"ratio": first}, "taken": {"ratio": taken}}
+    plans = {"first": first, "taken": taken}
+    judged = {
+        name: {"ratio": ratio, "ci95": [0.99 * ratio, 1.01 * ratio]}
+        for name, ratio in plans.items()
+    }
     found = [{"round": number} for number in range(1, rounds + 1)]
     return {"case": "a", "budget": budget, "complaint": "", "judged": judged, "rounds": found}
 
@@ -60,9 +64,11 @@ def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     effort = {"images": 640, "gate_epochs": 15, "samples": 300}
     found = budgets({"runs": runs, "summary": summary(runs), "effort": effort}).splitlines()
     assert "| a | 0.8x to 0.6x | 2 | 1 of 2 | 2 of 2 | 2 | 0.983 to 0.988 |" in found
-    assert "| b | 0.5x to 0.3x | 3 | 1 of 2 | 1 of 2 | 1 | 0.800 to 0.800 |" in found
+    assert "| b | 0.5x to 0.3x | 3 | 1 of 2 | 1 of 2 | 1 | 0.800 |" in found
     assert "| all | 0.8x to 0.3x | 5 | 2 of 4 | 3 of 4 | 2 | 0.800 to 0.988 |" in found
     assert any("5 of 30 runs" in told for told in found)
+    assert any("3 % below (25% are)" in told for told in found)
+    assert any("a median is 1.0% (median)" in told for told in found)
     assert any("b 0.3x: below the floor" in told for told in found)
 
 
