@@ -20,8 +20,8 @@ def budgets(result: dict[str, Any]) -> str:
         f"{len(runs)} of {summary['of']} runs: at most {effort['samples']} networks calibrated, "
         f"{effort['gate_epochs']} gated epochs of {effort['images']} images; plans built anew and "
         "timed beside the dense engine in fresh processes, without those that others disturbed. "
-        f"Met: the median is at most the budget.{_known(runs)} Goals: the first plan meets it in 80 %, "
-        f"one of three rounds always, and none is more than 3 % below "
+        f"Met: the median is at most the budget.{_known(runs)} Goals: the first plan meets it "
+        "in 80 %, one of three rounds always, and none is more than 3 % below "
         f"({_percent(summary['taken_wasteful'])} are).",
         "",
         "| network on target | budgets | runs | first plan met | plan taken met | rounds at most "
