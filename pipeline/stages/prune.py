@@ -78,7 +78,7 @@ def _by_count(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
 
 
 def _best(rounds: list[Round], limit: Limit) -> Round:
-    """The slowest plan that met the budget: it kept the most."""
+    """Of the plans that met the budget safely the slowest, which kept the most; or the safest."""
     met = [item for item in rounds if item.met]
     if not met:
         raise BudgetMissedError(
@@ -86,4 +86,7 @@ def _best(rounds: list[Round], limit: Limit) -> Round:
             f"{rounds[-1].measured_ms:.3f} ms",
             fix="calibrate with more --samples, or widen --margin",
         )
-    return max(met, key=lambda item: item.ratio)
+    safe = [item for item in met if item.safe]
+    if not safe:
+        return min(met, key=lambda item: item.ratio_ci95[1])
+    return max(safe, key=lambda item: item.ratio)

@@ -69,10 +69,17 @@ def test_plan_meets_the_limit_with_its_whole_interval() -> None:
 
 
 def test_plan_that_gives_accuracy_away_does_not_fit() -> None:
-    assert round_of(0.59, 0.60).fits
+    assert round_of(0.585, 0.59).fits
     assert not round_of(0.58, 0.59).fits
     assert round_of(0.50, 0.51).met
     assert not round_of(0.50, 0.51).fits
+
+
+def test_plan_without_room_for_the_final_measurement_does_not_fit() -> None:
+    close = round_of(0.59, 0.599)
+    assert close.met
+    assert not close.safe
+    assert not close.fits
 
 
 def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
@@ -86,6 +93,12 @@ def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
 def test_slowest_plan_that_met_is_taken() -> None:
     rounds = [round_of(0.5, 0.51), round_of(0.58, 0.59), round_of(0.60, 0.62), round_of(0.4, 0.41)]
     assert _best(rounds, limit_of("6ms")) is rounds[1]
+
+
+def test_plan_with_room_for_the_final_measurement_is_preferred() -> None:
+    safe, close, closer = round_of(0.57, 0.58), round_of(0.59, 0.598), round_of(0.588, 0.599)
+    assert _best([closer, close, safe], limit_of("6ms")) is safe
+    assert _best([closer, close], limit_of("6ms")) is close
 
 
 def test_no_plan_that_met_is_an_error_with_the_last_measurement() -> None:
