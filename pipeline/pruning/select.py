@@ -126,8 +126,10 @@ class Selector:
         least = _total(kept, worth) - self.ties * _total(full, worth)
         for _ in range(self.exchanges):
             now = float(self._prices([kept])[0])
-            tried = self._traded(kept, worth, least, aim)
-            if now >= aim * (1 - UNUSED) or not len(tried):
+            if now >= aim * (1 - UNUSED):
+                break
+            tried = self._traded(kept, worth, least, now + aim)
+            if not len(tried):
                 break
             prices = self.price(tried.astype(float))
             prices[prices > aim] = -np.inf
@@ -138,11 +140,12 @@ class Selector:
         return kept
 
     def _traded(
-        self, kept: list[int], worth: list[NDArray[np.float64]], least: float, aim: float
+        self, kept: list[int], worth: list[NDArray[np.float64]], least: float, both: float
     ) -> NDArray[np.int64]:
         """(N, G) plans one step down and one up, in other groups, worth `least`, near the aim.
 
-        The two steps' prices add up nearly; only those next to the aim are worth asking for.
+        What the two steps change adds up nearly: only pairs whose prices, each step alone, come to
+        about `both` (the price now and the aim) are worth asking for.
         """
         down, up = (
             np.array([_with(kept, step) for step in self._steps(kept, way)], int).reshape(
@@ -154,10 +157,9 @@ class Selector:
             return down[:0]
         less, more = (_totals(rows, worth) for rows in (down, up))
         cheaper, dearer = (self.price(rows.astype(float)) for rows in (down, up))
-        now = float(self._prices([kept])[0])
         apart = (down != kept).astype(int) @ (up != kept).astype(int).T == 0
         enough = less[:, None] + more - _total(kept, worth) >= least
-        off = np.abs(cheaper[:, None] + dearer - now - aim)
+        off = np.abs(cheaper[:, None] + dearer - both)
         pairs = np.argwhere(apart & enough)
         nearest_first = pairs[np.argsort(off[apart & enough], kind="stable")][:TRADES]
         found: NDArray[np.int64] = down[nearest_first[:, 0]] + up[nearest_first[:, 1]] - kept
