@@ -16,7 +16,8 @@ from .conftest import Done
 from .project import STAGES, complaint_of, invoke
 
 RunUntil = Callable[[str], Path]
-DISK_BYTES = 24 * 2**20
+# a run's latency samples take 10 to 20 MiB, more the more often neighbours disturb the machine
+DISK_BYTES = 128 * 2**20
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def test_write_that_fails_halfway(run_until: RunUntil, stage: str, size: int, fi
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of its own, of a few megabytes."""
+    """A real file system of its own, with room for one small run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk]
