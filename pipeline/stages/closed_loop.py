@@ -103,6 +103,29 @@ class Round:
         }
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What the next plan may be predicted to take, and what proved too little and too much."""
+
+    ms: float
+    wasteful: float = 0.0
+    unsafe: float = math.inf
+
+    def after(self, found: Round, corrected: float) -> Aim:
+        """`corrected` by what the LPNet got wrong about `found`, unless that was tried.
+
+        Plans a few percent apart may be misjudged by a few percent each, in opposite ways.
+        """
+        wasteful, unsafe = self.wasteful, self.unsafe
+        if found.safe:
+            wasteful = max(wasteful, self.ms)
+        else:
+            unsafe = min(unsafe, self.ms)
+        if 0 < wasteful < unsafe < math.inf and not wasteful < corrected < unsafe:
+            corrected = (wasteful + unsafe) / 2
+        return Aim(corrected, wasteful, unsafe)
+
+
 class ClosedLoop:
     """Solve under the LPNet, build and measure at once, refit where it was wrong, solve again."""
 
@@ -157,9 +180,9 @@ class ClosedLoop:
         than predicted; a measurement costs a fraction of a second, a training step far more.
         """
         found: list[Round] = []
-        bias = 1.0
+        aim, bias = Aim(self.aim_ms), 1.0
         for attempt in range(1, ATTEMPTS + 1):
-            plan = self.solving.propose(self.lpnet.predict_ms, self.aim_ms / bias)
+            plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
             if any(item.plan == plan for item in found):
                 break
             found.append(self._measure(number, attempt, plan, bias))
@@ -167,6 +190,7 @@ class ClosedLoop:
             if found[-1].fits:
                 break
             bias *= found[-1].measured_ms / found[-1].predicted_ms
+            aim = aim.after(found[-1], self.aim_ms / bias)
         return found
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
