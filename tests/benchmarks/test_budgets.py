@@ -16,11 +16,13 @@ from targets.samples import Samples
 
 from ..calibration.chain import chain
 
+EFFORT = {"images": 640, "gate_epochs": 15, "samples": 300}
+
 
 def line(budget: float, first: float, taken: float, rounds: int = 1) -> dict[str, Any]:
     plans = {"first": first, "taken": taken}
     judged = {
-        name: {"ratio": ratio, "ci95": [0.99 * ratio, 1.01 * ratio]}
+        name: {"ratio": ratio, "ci95": [0.99 * ratio, 1.01 * ratio], "all": [ratio] * 4}
         for name, ratio in plans.items()
     }
     found = [{"round": number} for number in range(1, rounds + 1)]
@@ -61,8 +63,7 @@ def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     refused = {"case": "b", "budget": 0.3, "complaint": "below the floor"}
     missed = {"case": "b", "budget": 0.4, "complaint": "no plan met 0.4 ms in 3 rounds"}
     runs = [*lines, other, missed, refused]
-    effort = {"images": 640, "gate_epochs": 15, "samples": 300}
-    found = budgets({"runs": runs, "summary": summary(runs), "effort": effort}).splitlines()
+    found = budgets({"runs": runs, "summary": summary(runs), "effort": EFFORT}).splitlines()
     assert "| a | 0.8x to 0.6x | 2 | 1 of 2 | 2 of 2 | 2 | 0.983 to 0.988 |" in found
     assert "| b | 0.5x to 0.3x | 3 | 1 of 2 | 1 of 2 | 1 | 0.800 |" in found
     assert "| all | 0.8x to 0.3x | 5 | 2 of 4 | 3 of 4 | 2 | 0.800 to 0.988 |" in found
@@ -70,6 +71,16 @@ def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     assert any("3 % below (25% are)" in told for told in found)
     assert any("a median is 1.0% (median)" in told for told in found)
     assert any("b 0.3x: below the floor" in told for told in found)
+
+
+def test_where_the_order_of_loading_decides_it_is_said() -> None:
+    run = line(0.5, 0.5, 0.5)
+    run["judged"]["taken"]["all"] = [0.4, 0.6, 0.4, 0.6]
+    found = budgets({"runs": [run], "summary": summary([run]), "effort": EFFORT}).splitlines()
+    said = "a 0.5x: 0.800 of the budget in processes that load the dense engine first, 1.200 in"
+    assert any(said in told for told in found)
+    runs = [line(0.5, 0.5, 0.5)]
+    assert "load" not in budgets({"runs": runs, "summary": summary(runs), "effort": EFFORT})
 
 
 def block(ms: float) -> Samples:
