@@ -82,7 +82,7 @@ def test_a_plan_is_found_that_meets_the_budget_and_wastes_little(factor: float) 
 
 def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful() -> None:
     def misjudged(ms: float) -> float:
-        """5 % too slow at the first aim, 3 % too fast at the one that would make up for it."""
+        """5 % faster than predicted at the first aim, 3 % slower where that is made up for."""
         return 0.95 + 0.08 * min(1.0, max(0.0, (ms - 4.9) / 0.37))
 
     rounds = loop_of(Bench(misjudged), 5.0).run()
