@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import exp, log
 from statistics import median
 from typing import Any
 
@@ -17,12 +16,12 @@ def budgets(result: dict[str, Any]) -> str:
     runs: list[dict[str, Any]] = result["runs"]
     effort, summary = result["effort"], result["summary"]
     cases = list(dict.fromkeys(run["case"] for run in runs))
-    failed = [run for run in runs if run["complaint"]]
+    reached = [run for run in runs if not run["complaint"]]
     lines = [
         f"{len(runs)} of {summary['of']} runs: at most {effort['samples']} networks calibrated, "
         f"{effort['gate_epochs']} gated epochs of {effort['images']} images; plans built anew and "
         "timed beside the dense engine in fresh processes, without those that others disturbed. "
-        f"Met: the median is at most the budget.{_known(runs)} Goals: the first plan meets it "
+        f"Met: the median is at most the budget.{_known(reached)} Goals: the first plan meets it "
         "in 80 %, one of three rounds always, and none is more than 3 % below "
         f"({_percent(summary['taken_wasteful'])} are).",
         "",
@@ -33,8 +32,12 @@ def budgets(result: dict[str, Any]) -> str:
         _row("all", runs),
         "",
     ]
-    remarks = [f"- No plan: {run['case']} {run['budget']:g}x: {run['complaint']}" for run in failed]
-    remarks += [told for run in runs if not run["complaint"] for told in _turned(run)]
+    remarks = [
+        f"- No plan: {run['case']} {run['budget']:g}x: {run['complaint']}"
+        for run in runs
+        if run["complaint"]
+    ]
+    remarks += [told for run in reached for told in _turned(run)]
     return "\n".join([*lines, *remarks, ""] if remarks else lines)
 
 
@@ -45,7 +48,7 @@ def _turned(run: dict[str, Any]) -> list[str]:
     """
     ratios = run["judged"]["taken"]["all"]
     last, first = (median(ratios[start::2]) / run["budget"] for start in (0, 1))
-    apart = 1 - exp(-abs(log(last / first)))
+    apart = 1 - min(last, first) / max(last, first)
     if apart <= TURNED:
         return []
     return [
@@ -77,9 +80,9 @@ def _range(of: list[str]) -> str:
     return " to ".join(dict.fromkeys([of[0], of[-1]])) if of else "–"
 
 
-def _known(runs: list[dict[str, Any]]) -> str:
+def _known(reached: list[dict[str, Any]]) -> str:
     """How well the medians are known."""
-    plans = [run["judged"][which] for run in runs if not run["complaint"] for which in PLANS]
+    plans = [run["judged"][which] for run in reached for which in PLANS]
     halves = [(plan["ci95"][1] - plan["ci95"][0]) / 2 / plan["ratio"] for plan in plans]
     if not halves:
         return ""

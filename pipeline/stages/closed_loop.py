@@ -77,18 +77,22 @@ class Round:
 
     @property
     def met(self) -> bool:
-        return self.limit_ms is None or self.ratio_ci95[1] * self.anchor_ms <= self.limit_ms
+        return self._within(1.0)
 
     @property
     def safe(self) -> bool:
         """Met with room for what the final measurement may differ by."""
-        limit_ms = self.limit_ms
-        return limit_ms is None or self.ratio_ci95[1] * self.anchor_ms <= SAFE * limit_ms
+        return self._within(SAFE)
 
     @property
     def fits(self) -> bool:
         """Safe, and without giving accuracy away by being much faster than asked."""
         return self.safe and self.measured_ms >= WASTEFUL * (self.limit_ms or 0)
+
+    def _within(self, share: float) -> bool:
+        """Whether the whole interval lies within that share of the limit."""
+        limit_ms = self.limit_ms
+        return limit_ms is None or self.ratio_ci95[1] * self.anchor_ms <= share * limit_ms
 
     def to_json(self) -> dict[str, Any]:
         return {
