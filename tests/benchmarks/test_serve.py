@@ -47,7 +47,7 @@ def test_every_case_was_answered_in_every_round(result: dict[str, Any]) -> None:
         for clients, case in cases.items():
             assert all(one["answers"] >= int(clients) for one in case["rounds"])
             assert case["latency_ms"]["p50"] > found["raw"]["latency_ms"]["p50"]
-            assert 0 < case["of_raw"]["median"] < 1
+            assert case["of_raw"]["median"] > 0  # a stall of a raw block can make it any size
     assert found["raw"]["of_raw"] == {"median": 1.0, "ci95": [1.0, 1.0]}
     assert found["request_bytes"]["JSON"] > 2 * found["request_bytes"]["binary"]
 
