@@ -1,14 +1,15 @@
 """Latency for a verdict: blocks of calls from fresh processes, engines interleaved ABBA.
 
-`python -m targets.blocks` is such a process: one JSON job on stdin, one JSON result on stdout.
+Each engine has a process of its own, as where it is served: beside another one its memory comes to
+lie elsewhere, which is worth more than many a slowdown that `check` is to find. `python -m
+targets.blocks` is such a process, one JSON message a line on stdin, one answer a line on stdout.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,23 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets import load_target
-from targets.base import Engine, Target, TargetOptions
+from targets.base import Engine, TargetOptions
 from targets.errors import FingerprintError
 from targets.fingerprint import Fingerprint
-from targets.fresh import ask_fresh_process, serve_job
+from targets.fresh import FreshProcess, serve_messages
 from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, percentile_of
 from targets.timing import calls_lasting, warm_up
 
 SLICE_S = 0.1  # an engine's turn; a drift slower than some turns hits all engines alike
-LOAD_LIMIT_S = 300.0  # for starting a process, loading and warming up
+LOAD_LIMIT_S = 300.0  # for starting a process and loading an engine, or for warming it up
 FEW_PROCESSES = 5
 MAX_BLOCK_SPREAD = 0.05  # of block medians, range over median
 
 
 @dataclass(frozen=True)
 class OtherEngine:
-    """An engine of another target, to be timed in the same processes."""
+    """An engine of another target, to be timed beside those of the run's own."""
 
     path: Path
     target: str
@@ -44,7 +45,7 @@ class OtherEngine:
 
 @dataclass(frozen=True)
 class BlockRun:
-    """Blocks of calls: for each engine one block a process, so blocks pair across engines."""
+    """Blocks of calls: for each engine one block a round, so blocks pair across engines."""
 
     fingerprint: Fingerprint
     blocks: Mapping[str, tuple[Samples, ...]]  # engine -> one entry a process
@@ -128,29 +129,23 @@ def measure_blocks(
     seconds_per_block: float,
     stop: Callable[[BlockRun], bool] | None = None,
 ) -> BlockRun:
-    """Time built engines in up to `processes` fresh processes, one after the other.
+    """Time built engines in up to `processes` fresh processes each, in rounds of one of each.
 
-    `stop` sees the run so far after each process, to show progress and to end early by True. The
+    `stop` sees the run so far after each round, to show progress and to end early by True. The
     fingerprint is that of `target_name`, whatever other targets' engines are timed beside it.
     """
-    if processes < 1 or not engines:
-        raise ValueError("blocks need at least one process and one engine")
     own = OtherEngine(Path(), target_name, options)
     each = {
         n: e if isinstance(e, OtherEngine) else replace(own, path=e) for n, e in engines.items()
     }
-    job = {
-        "target": target_name,
-        "options": asdict(options),
-        "engines": {name: _described(engine) for name, engine in each.items()},
-        "seconds": seconds_per_block,
-    }
-    names = list(engines)
+    if processes < 1 or target_name not in {engine.target for engine in each.values()}:
+        raise ValueError("blocks need at least one process and one engine of the target")
+    names = list(each)
     run: BlockRun | None = None
     for index in range(processes):
         # who goes first alternates, so that going first favours nobody
         order = names if index % 2 == 0 else names[::-1]
-        latest = _in_fresh_process(job | {"order": order})
+        latest = _round({name: each[name] for name in order}, target_name, seconds_per_block)
         run = latest if run is None else run.joined(latest)
         if stop is not None and stop(run):
             break
@@ -158,54 +153,68 @@ def measure_blocks(
     return run
 
 
-def _in_fresh_process(job: Mapping[str, Any]) -> BlockRun:
-    limit_s = LOAD_LIMIT_S + 10 * job["seconds"] * len(job["engines"])
-    found = ask_fresh_process("targets.blocks", job, limit_s=limit_s, name="timing")
-    return BlockRun.from_json(found)
-
-
-def run_job(job: Mapping[str, Any]) -> BlockRun:
-    """Load, warm up and time the engines of one job in this process: one block each."""
-    targets: dict[str, Target] = {}
-    target = _target(job, targets)
+def _round(engines: Mapping[str, OtherEngine], target_name: str, seconds: float) -> BlockRun:
+    """One block of each engine, in processes that take turns: forwards, backwards, forwards, ..."""
+    turns_each = 2 * max(1, math.ceil(seconds / (2 * SLICE_S)))
+    turn_ms = 1e3 * seconds / turns_each
+    limit_s = LOAD_LIMIT_S + 10 * seconds
     with ExitStack() as stack:
-        engines = {
-            name: stack.enter_context(_target(found, targets).load(Path(found["path"])))
-            for name, found in ((name, job["engines"][name]) for name in job["order"])
+        started = {
+            name: stack.enter_context(FreshProcess("targets.blocks", name="timing"))
+            for name in engines
         }
-        for engine in engines.values():
-            warm_up(engine)
-        turns = _timed_turns(engines, seconds=job["seconds"])
-    blocks = {name: (Samples.concatenate(parts),) for name, parts in sorted(turns.items())}
-    return BlockRun(target.fingerprint(), blocks)
+        for name, process in started.items():
+            process.tell({"load": _described(engines[name])})
+        prints = [Fingerprint.from_json(process.answer(limit_s)) for process in started.values()]
+        calls = {
+            name: process.ask({"warm up": turn_ms}, limit_s) for name, process in started.items()
+        }
+        for name in _turns(list(engines), turns_each):
+            started[name].ask({"time": calls[name]}, limit_s)
+        timed = {
+            name: Samples.from_json(process.ask({"tell": None}, limit_s))
+            for name, process in sorted(started.items())
+        }
+    fingerprint = next(found for found in prints if found.target == target_name)
+    idle = len(engines) - 1  # of our own processes, while one takes its turn
+    return BlockRun(fingerprint, {name: (found.beside(idle),) for name, found in timed.items()})
 
 
 def _described(engine: OtherEngine) -> dict[str, Any]:
     return asdict(engine) | {"path": str(engine.path.resolve())}
 
 
-def _target(described: Mapping[str, Any], known: dict[str, Target]) -> Target:
-    """The target of an engine or job; one for all that are alike."""
-    key = json.dumps([described["target"], described["options"]])
-    if key not in known:
-        known[key] = load_target(described["target"], TargetOptions(**described["options"]))
-    return known[key]
-
-
-def _timed_turns(engines: Mapping[str, Engine], *, seconds: float) -> dict[str, list[Samples]]:
-    """Give each engine `seconds` in short turns: forwards, backwards, forwards, ..."""
-    turns_each = 2 * max(1, math.ceil(seconds / (2 * SLICE_S)))
-    turn_ms = 1e3 * seconds / turns_each
-    calls = {
-        name: calls_lasting(turn_ms, engine.time_ms(3), fewest=1, most=1_000_000)
-        for name, engine in engines.items()
-    }
-    turns: dict[str, list[Samples]] = {name: [] for name in engines}
+def _turns(names: Sequence[str], turns_each: int) -> Iterator[str]:
+    """Whose turn it is, so that a drift hits all alike: ABBA, ABBA, ..."""
     for index in range(turns_each):
-        for name in list(engines) if index % 2 == 0 else list(engines)[::-1]:
-            turns[name].append(engines[name].time_ms(calls[name]))
-    return turns
+        yield from names if index % 2 == 0 else names[::-1]
+
+
+class _Served:
+    """In a fresh process: one engine, loaded as a server loads it, timed turn by turn."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._engine: Engine | None = None
+        self._timed: list[Samples] = []
+
+    def answer(self, message: Mapping[str, Any]) -> Any:
+        """To "load": the fingerprint; to "warm up": calls a turn; to "time"; to "tell": samples."""
+        [(verb, noun)] = message.items()
+        if verb == "load":
+            target = load_target(noun["target"], TargetOptions(**noun["options"]))
+            self._engine = self._stack.enter_context(target.load(Path(noun["path"])))
+            return target.fingerprint().to_json()
+        assert self._engine is not None
+        if verb == "warm up":
+            warm_up(self._engine)
+            return calls_lasting(noun, self._engine.time_ms(3), fewest=1, most=1_000_000)
+        if verb == "time":
+            self._timed.append(self._engine.time_ms(noun))
+            return None
+        return Samples.concatenate(self._timed).to_json()
 
 
 if __name__ == "__main__":
-    sys.exit(serve_job(lambda job: run_job(job).to_json()))
+    with ExitStack() as loaded:
+        sys.exit(serve_messages(_Served(loaded).answer))

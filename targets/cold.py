@@ -1,6 +1,6 @@
 """Cold start and memory of an engine: fresh processes that load it and answer once.
 
-`python -m targets.cold` is such a process: one JSON job on stdin, one JSON result on stdout.
+`python -m targets.cold` is such a process: a JSON job on stdin, its JSON result on stdout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from targets.base import TargetOptions
 from targets.blocks import LOAD_LIMIT_S
 from targets.errors import EngineError
-from targets.fresh import ask_fresh_process, serve_job
+from targets.fresh import FreshProcess, serve_messages
 
 WARM_CALLS = 20
 
@@ -60,8 +60,8 @@ def summary(starts: list[ColdStart]) -> dict[str, Any]:
 def _start(job: dict[str, Any]) -> ColdStart:
     # the monotonic clock is the machine's, not the process's
     started = {"started_ns": time.monotonic_ns()}
-    found = ask_fresh_process("targets.cold", job | started, limit_s=LOAD_LIMIT_S, name="starting")
-    return ColdStart(**found)
+    with FreshProcess("targets.cold", name="starting") as process:
+        return ColdStart(**process.ask(job | started, LOAD_LIMIT_S))
 
 
 def run_job(job: Mapping[str, Any]) -> ColdStart:
@@ -98,4 +98,4 @@ def _status(key: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve_job(lambda job: asdict(run_job(job))))
+    sys.exit(serve_messages(lambda job: asdict(run_job(job))))

@@ -1,4 +1,4 @@
-"""One JSON job in a fresh Python process: both ends of `python -m MODULE`."""
+"""Fresh Python processes that answer in JSON, a line a message: both ends of `python -m MODULE`."""
 
 from __future__ import annotations
 
@@ -7,66 +7,133 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from targets.errors import DeployError, EngineError
 
+PATIENCE_S = 5.0  # for a process to end by itself
 
-def ask_fresh_process(module: str, job: Mapping[str, Any], *, limit_s: float, name: str) -> Any:
-    """The JSON answer of a new interpreter that serves `job` by `module`; `name` for errors.
 
-    The process inherits our affinity mask. EngineError if it fails or outlasts `limit_s`.
+class FreshProcess:
+    """A new interpreter that serves messages by `module`; used in a `with` block.
+
+    It inherits our affinity mask. `name` is for errors.
     """
-    try:
+
+    def __init__(self, module: str, *, name: str) -> None:
+        self._name = name
+        # closed where the block ends
+        self._errors = tempfile.TemporaryFile(mode="w+", errors="replace")  # noqa: SIM115
         # -P: a folder named `targets` where the user happens to be must not be imported instead
-        child = subprocess.run(
+        self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
-            input=json.dumps(job),
             env=_environment(),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
-            timeout=limit_s,
-            check=False,
         )
-    except subprocess.TimeoutExpired as expired:
-        raise EngineError(
-            f"the {name} process did not end within {limit_s:.0f} s",
-            fix="see that nothing else holds the device, and run it again",
-        ) from expired
-    if child.returncode != 0:
-        lines = child.stderr.strip().splitlines()
-        reason = lines[-1] if lines else _end_of(child.returncode)
-        raise EngineError(
-            f"the {name} process failed: {reason}",
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._to, self._from = self._child.stdin, self._child.stdout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._child.kill()
+        with suppress(BrokenPipeError):
+            self._to.close()  # which tells it that no message follows
+        try:
+            self._child.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._from.close()
+        self._errors.close()
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message; `answer` waits for what comes of it."""
+        with suppress(BrokenPipeError):  # how it ended is what `answer` says
+            self._to.write(json.dumps(message) + "\n")
+            self._to.flush()
+
+    def answer(self, limit_s: float) -> Any:
+        """The answer to the oldest message without one.
+
+        EngineError if the process fails or takes longer than `limit_s`, which ends it.
+        """
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._child.kill()
+
+        timer = threading.Timer(limit_s, end)
+        timer.daemon = True
+        timer.start()
+        line = self._from.readline()
+        timer.cancel()
+        if line.endswith("\n"):
+            return json.loads(line)
+        if late.is_set():
+            raise EngineError(
+                f"the {self._name} process did not answer within {limit_s:.0f} s",
+                fix="see that nothing else holds the device, and run it again",
+            )
+        raise self._failure()
+
+    def ask(self, message: Mapping[str, Any], limit_s: float) -> Any:
+        """Send a message and wait for its answer."""
+        self.tell(message)
+        return self.answer(limit_s)
+
+    def _failure(self) -> EngineError:
+        status = self._child.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return EngineError(
+            f"the {self._name} process failed: {lines[-1] if lines else _end_of(status)}",
             fix="mend that and run the same command again"
             if lines
             else "run the same command again; if it fails again, see that memory is not short",
         )
-    return json.loads(child.stdout)
 
 
-def serve_job(answer: Callable[[dict[str, Any]], Any]) -> int:
-    """Answer the job on stdin by JSON on stdout; the exit status, 1 after a DeployError.
+def serve_messages(answer: Callable[[dict[str, Any]], Any]) -> int:
+    """Answer each JSON line on stdin by one on stdout; the exit status, 1 after a DeployError.
 
     Native libraries that print to stdout are heard on stderr.
     """
-    result = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    try:
-        found = answer(json.load(sys.stdin))
-    except DeployError as error:
-        sys.stderr.write(" ".join(str(error).split()) + "\n")
-        return 1
-    with result:
-        json.dump(found, result)
+    with answers:
+        for line in sys.stdin:
+            try:
+                found = answer(json.loads(line))
+            except DeployError as error:
+                sys.stderr.write(" ".join(str(error).split()) + "\n")
+                return 1
+            answers.write(json.dumps(found) + "\n")
+            answers.flush()
     return 0
 
 
 def _end_of(status: int) -> str:
     """How a process ended that said nothing."""
-    return f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
+    return f"exit status {status}" if status >= 0 else f"ended by {signal.Signals(-status).name}"
 
 
 def _environment() -> dict[str, str]:

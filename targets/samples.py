@@ -100,6 +100,12 @@ class Samples:
         """The median of the clean calls."""
         return float(np.median(self.clean_ms))
 
+    def beside(self, companions: int) -> Self:
+        """The same calls, where so many of the GPU's other processes were known and idle."""
+        if self.gpu_foreign is None:
+            return self
+        return replace(self, gpu_foreign=np.maximum(self.gpu_foreign - companions, 0))
+
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust these samples, in words; empty if none."""
         return doubts_of(self)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,10 @@ from targets import blocks
 from targets.base import TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 from targets.errors import EngineError, FingerprintError
-from targets.fingerprint import cpu_fingerprint
+from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.ort.cpu import OrtCpu
 from targets.samples import Samples
 
-from .conftest import FakeClock, ScriptedEngine
 from .tiny_onnx import tiny_model
 
 ONE_THREAD = TargetOptions(batch=2, threads=1)
@@ -79,14 +79,22 @@ def test_blocks_of_another_fingerprint_do_not_join() -> None:
         run_of(e=[1.0]).joined(other)
 
 
-def test_turns_are_abba_and_fill_their_time(clock: FakeClock) -> None:
-    log: list[str] = []
-    engines = {
-        name: ScriptedEngine(name, clock, log, duration_ns=lambda _: 10_000_000) for name in "AB"
-    }
-    turns = blocks._timed_turns(engines, seconds=0.4)
-    assert "".join(log) == "AB" + "ABBAABBA"  # first a look at how long calls take
-    assert [len(part) for part in turns["A"]] == [10] * 4
+def test_turns_are_abba() -> None:
+    assert "".join(blocks._turns("AB", 4)) == "ABBAABBA"
+    assert list(blocks._turns(["a", "b", "c"], 2)) == ["a", "b", "c", "c", "b", "a"]
+
+
+def test_an_engine_is_timed_alone_in_its_process(ort_engine: Path) -> None:
+    described = {"target": "ort-cpu", "options": dataclasses.asdict(ONE_THREAD)}
+    with ExitStack() as stack:
+        served = blocks._Served(stack)
+        fingerprint = served.answer({"load": described | {"path": str(ort_engine)}})
+        assert Fingerprint.from_json(fingerprint) == OrtCpu(ONE_THREAD).fingerprint()
+        calls = served.answer({"warm up": 20.0})
+        assert calls > 20  # a call takes far less than a millisecond
+        for _ in range(2):
+            assert served.answer({"time": 5}) is None
+        assert len(Samples.from_json(served.answer({"tell": None}))) == 10
 
 
 def test_fresh_processes_measure_every_engine(ort_engine: Path, tmp_path: Path) -> None:
@@ -140,7 +148,7 @@ def test_a_child_that_never_ends_is_given_up(
     ort_engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "LOAD_LIMIT_S", 0.01)
-    with pytest.raises(EngineError, match="did not end within"):
+    with pytest.raises(EngineError, match="did not answer within"):
         measure_blocks(
             "ort-cpu", ONE_THREAD, {"e": ort_engine}, processes=1, seconds_per_block=0.001
         )

@@ -198,3 +198,12 @@ def test_calls_that_were_kept_from_the_cpu_are_left_out() -> None:
     samples = gpu_samples([1.0, 9.0, 1.0, 1.0], withheld=[0, 1, 0, 0])
     assert samples.clean.tolist() == [True, False, True, True]
     assert samples.clean_ms.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_known_companions_on_the_gpu_are_no_foreigners() -> None:
+    ones = np.ones(3, np.int64)
+    found = Samples(ones, ones, ones, gpu_foreign=np.array([2, 1, 0]))
+    assert found.beside(1).gpu_foreign is not None
+    np.testing.assert_array_equal(found.beside(1).gpu_foreign, [1, 0, 0])
+    plain = Samples(ones, ones, ones)
+    assert plain.beside(1) == plain
