@@ -18,14 +18,7 @@ from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
 from targets.samples import Samples
 
-SCHEMA = 3  # 2: without lost candidates; 1: without what hypervisor and quota withheld of a call
-LOST = """
-CREATE TABLE lost (
-    skeleton TEXT NOT NULL, fingerprint TEXT NOT NULL, widths TEXT NOT NULL,
-    reason TEXT NOT NULL, at TEXT NOT NULL,
-    PRIMARY KEY (skeleton, fingerprint, widths)
-) STRICT
-"""
+SCHEMA = 4  # until 3 a candidate was timed in caches that the anchor had left cold
 TABLES = """
 CREATE TABLE fingerprint (digest TEXT PRIMARY KEY, document TEXT NOT NULL) STRICT;
 CREATE TABLE measurement (
@@ -33,6 +26,11 @@ CREATE TABLE measurement (
     widths TEXT NOT NULL, ratio REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL,
     candidate BLOB NOT NULL, anchor BLOB NOT NULL, calls_per_round INTEGER NOT NULL,
     doubts TEXT NOT NULL, measured_at TEXT NOT NULL,
+    PRIMARY KEY (skeleton, fingerprint, widths)
+) STRICT;
+CREATE TABLE lost (
+    skeleton TEXT NOT NULL, fingerprint TEXT NOT NULL, widths TEXT NOT NULL,
+    reason TEXT NOT NULL, at TEXT NOT NULL,
     PRIMARY KEY (skeleton, fingerprint, widths)
 ) STRICT
 """
@@ -77,19 +75,17 @@ class LatencyDatabase:
                     fix="upgrade wgates, or move the file away to measure anew",
                 )
             if version == 0 and not tables:
-                for statement in (*TABLES.split(";"), LOST):
+                for statement in TABLES.split(";"):
                     self._connection.execute(statement)
             elif version == 0 or not {"fingerprint", "measurement"} <= tables:
                 raise DatabaseError(
                     f"{self.path.name} is a SQLite file, but not a latency database",
                     fix="name another file, or move this one away to measure anew",
                 )
-            elif version == SCHEMA - 1:
-                self._connection.execute(LOST)
             elif version < SCHEMA:
                 raise DatabaseError(
-                    f"{self.path.name} has schema {version}, whose timed calls lack what this "
-                    f"version ({SCHEMA}) judges them by",
+                    f"{self.path.name} has schema {version}, whose networks were timed otherwise "
+                    f"than this version ({SCHEMA}) times them",
                     fix="move the file away to measure anew",
                 )
             if version != SCHEMA:

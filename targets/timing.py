@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,11 @@ MAX_WINDOWS = 50
 WARM_AGREEMENT = 0.02  # of two successive windows' medians
 FEW_SAMPLES = 30
 
-TURN_MS = 1.5  # half of the anchor's turn in a round: shorter than a scheduler's time slice
-REFILL = 2  # timed calls to one that only refills the caches
+# After another network's turn a network with megabytes of weights takes up to 16 calls, the first
+# of them twice as long, until the shared cache holds it again as where it is served
+# (benchmarks/refill.py); what takes long to call does not fit there anyhow
+REFILL_CALLS, REFILL_MS = 8, 16.0  # whichever is less
+TURN_MS = 1.5  # of timed calls at least; as many as those that refill, so half of the time counts
 MIN_ROUNDS = 6
 SETTLING_NS = 100_000_000  # of timed calls; the very first rounds favour one of two by some 0.3 %
 CHECK_FACTOR = 1.5  # rounds between two looks at the interval: each look is a chance to be wrong
@@ -187,8 +190,8 @@ def compare(
 ) -> Comparison:
     """Time two loaded engines in short interleaved rounds until their ratio is known.
 
-    A round is ABBA, with `calls` timed calls a letter (None: as many as an engine does in some
-    1.5 ms, so that a fast one is not timed in caches that a slow one left cold). Stops when half
+    A round is ABBA, with `calls` timed calls a letter (None: as many as refill the caches that the
+    other engine left cold, and at least some 1.5 ms). Stops when half
     the 95 % interval is within `precision` of the ratio, asked after 6, 9, 14, 21, ... rounds, not
     before 0.1 s; or after `rounds`; or before the round that would outlast `limit_s`, warm-up
     included.
@@ -197,7 +200,7 @@ def compare(
     limit_ns = MEASURING_SHARE * limit_s * 1e9
     warm = [_warmed_up(engine, WARM_UP_SHARE * limit_s) for engine in (candidate, anchor)]
     warmup_calls = warm[0][0], warm[1][0]
-    turns = [_calls_a_turn(samples) if calls is None else calls for _, samples in warm]
+    turns = [Turn.of(samples, calls) for _, samples in warm]
     pairs: list[tuple[Samples, Samples]] = []
     check, timed_ns, began = MIN_ROUNDS, 0, perf_counter_ns()
     while True:
@@ -213,26 +216,39 @@ def compare(
                 return found
 
 
-def _calls_a_turn(warm: Samples) -> int:
-    """How many calls like these fill a turn; a long call needs no second to be told from noise."""
-    return calls_lasting(TURN_MS, warm, fewest=1 if np.median(warm.ms) > WINDOW_MS else 2)
+@dataclass(frozen=True)
+class Turn:
+    """How often an engine is called when its turn comes."""
+
+    refill: int  # calls first, not counted: the caches hold the other engine's data
+    timed: int
+
+    @classmethod
+    def of(cls, warm: Samples, timed: int | None) -> Self:
+        """For an engine whose calls take as long as these; `timed` calls, or as many as it needs.
+
+        A long call needs no second to be told from noise.
+        """
+        refill = calls_lasting(REFILL_MS, warm, fewest=1, most=REFILL_CALLS)
+        if timed is None:
+            fewest = 1 if np.median(warm.ms) > WINDOW_MS else 2
+            timed = max(refill, calls_lasting(TURN_MS, warm, fewest=fewest))
+        return cls(refill, timed)
+
+    def take(self, engine: Engine, times: int = 1) -> Samples:
+        """The turn's timed calls, `times` as many."""
+        return engine.time_ms(self.refill + times * self.timed).after(self.refill)
 
 
 def _time_round(
-    engines: tuple[Engine, Engine], turns: Sequence[int], *, candidate_outside: bool
+    engines: tuple[Engine, Engine], turns: Sequence[Turn], *, candidate_outside: bool
 ) -> tuple[Samples, Samples]:
     """Samples of candidate and anchor: one ran before and after, the other in between."""
     out, inside = (0, 1) if candidate_outside else (1, 0)
-    before = _turn(engines[out], turns[out])
-    between = _turn(engines[inside], turns[inside], times=2)
-    outside = Samples.concatenate([before, _turn(engines[out], turns[out])])
+    before = turns[out].take(engines[out])
+    between = turns[inside].take(engines[inside], times=2)
+    outside = Samples.concatenate([before, turns[out].take(engines[out])])
     return (outside, between) if candidate_outside else (between, outside)
-
-
-def _turn(engine: Engine, calls: int, times: int = 1) -> Samples:
-    """`times * calls` calls; others before them refill the caches, which hold the other's data."""
-    refill = max(1, calls // REFILL)
-    return engine.time_ms(refill + times * calls).after(refill)
 
 
 def _comparison(

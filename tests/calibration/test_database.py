@@ -254,13 +254,14 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
     assert "upgrade wgates" in error.fix
 
 
-def test_an_older_schema_is_refused_with_words(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, SCHEMA - 1])
+def test_an_older_schema_is_refused_with_words(path: Path, version: int) -> None:
     LatencyDatabase(path).__exit__(None, None, None)
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.execute("PRAGMA journal_mode = DELETE")
     connection.close()
-    assert "has schema 1, whose timed calls lack" in str(refused(path))
+    assert f"has schema {version}, whose networks were timed otherwise" in str(refused(path))
 
 
 @pytest.mark.parametrize("version", [0, 1, SCHEMA])
@@ -296,19 +297,3 @@ def test_damaged_samples_are_refused(database: LatencyDatabase, path: Path) -> N
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="unable to open"):
         LatencyDatabase(tmp_path / "nowhere" / "latency.sqlite")
-
-
-def test_a_database_of_the_schema_before_is_taken_along(path: Path) -> None:
-    with LatencyDatabase(path) as database:
-        database.add(Row.of(SKELETON, FINGERPRINT, widths(7), comparison(1)))
-    connection = sqlite3.connect(path)
-    connection.execute("DROP TABLE lost")
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
-    with LatencyDatabase(path) as database:
-        assert len(database.records(SKELETON, FINGERPRINT)) == 1
-        assert database.lost(SKELETON, FINGERPRINT) == {}
-        database.mark_lost(SKELETON, FINGERPRINT, widths(8), "crashed")
-    with LatencyDatabase(path) as database:
-        assert database.lost(SKELETON, FINGERPRINT) == {widths(8): "crashed"}
-        assert database.lost("6" * 64, FINGERPRINT) == {}

@@ -80,10 +80,10 @@ def test_the_ratio_of_steady_engines_is_exact_and_stops_early(clock: FakeClock) 
     found = compare(steady("A", clock, [], 1.0), steady("B", clock, [], 2.0))
     assert found.ratio == 0.5
     assert found.ratio_ci95 == pytest.approx((0.4975, 0.5025))  # what no round can tell
-    assert found.calls_per_round == 4  # in two turns; 12 ms with those of the other
-    assert len(found.round_ratios) == 9  # 0.1 s
+    assert found.calls_per_round == 16  # in two turns, as many as refill the caches
+    assert len(found.round_ratios) == 6
     assert found.is_precise
-    assert len(found.candidate) == len(found.anchor) == 36
+    assert len(found.candidate) == len(found.anchor) == 96
     assert found.doubts() == ()
 
 
@@ -104,7 +104,7 @@ def test_the_first_call_of_a_turn_is_not_counted(clock: FakeClock) -> None:
 
 
 def test_a_fast_engine_is_timed_in_its_own_caches(clock: FakeClock) -> None:
-    """Weights that a slow network pushed out come back in the first two calls of a turn."""
+    """Weights that a slow network pushed out come back in the first calls of a turn."""
     streak: list[str] = []
 
     def cold(name: str, ms: float, refills: int) -> ScriptedEngine:
@@ -114,11 +114,17 @@ def test_a_fast_engine_is_timed_in_its_own_caches(clock: FakeClock) -> None:
 
         return ScriptedEngine(name, clock, [], duration_ns=duration_ns)
 
-    found = compare(cold("A", 0.25, 3), cold("B", 8.0, 1))
+    found = compare(cold("A", 0.25, 8), cold("B", 8.0, 2))
     assert found.ratio == pytest.approx(0.25 / 8)
     assert set(found.candidate.ms) == {0.25}
-    assert found.calls_per_round == 2 * 6  # 1.5 ms a turn; the other has one call
-    assert len(found.anchor) == 2 * len(found.round_ratios)
+    assert found.calls_per_round == 2 * 8
+    assert len(found.anchor) == 2 * 2 * len(found.round_ratios)  # those of 16 ms
+
+
+def test_a_very_fast_engine_is_timed_for_longer_than_it_refills(clock: FakeClock) -> None:
+    found = compare(steady("A", clock, [], 0.01), steady("B", clock, [], 40.0))
+    assert found.calls_per_round == 2 * 150  # 1.5 ms a turn
+    assert len(found.anchor) == 2 * len(found.round_ratios)  # the other has one call a turn
     assert len(found.anchor_round_ms) == len(found.round_ratios)
 
 
@@ -132,7 +138,7 @@ def test_the_interval_is_looked_at_ever_more_rarely(
         return 0.0, 1.0
 
     monkeypatch.setattr("targets.timing._interval", interval)
-    compare(steady("A", clock, [], 2.0), steady("B", clock, [], 4.0), rounds=40)
+    compare(steady("A", clock, [], 0.5), steady("B", clock, [], 1.0), rounds=40)
     assert looks == [6, 9, 14, 21, 32, 40]
 
 
