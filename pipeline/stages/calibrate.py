@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
-
-import numpy as np
 
 from calibration.active import START, START_WITH_PRIOR, SamplingPlan
 from calibration.candidates import Slicer
@@ -149,11 +148,10 @@ def _summary(
 
 def _doubts(records: Sequence[LatencyRecord]) -> list[str]:
     """How many measurements are less than sure, and why."""
-    said = [doubt for record in records for doubt in record.doubts]
-    kinds, counts = np.unique([_subject(doubt) for doubt in said], return_counts=True)
+    counts = Counter(kind for record in records for kind in {*map(_subject, record.doubts)})
     found = [
         f"{count} of {len(records)} measurements have doubts about the {kind}"
-        for kind, count in zip(kinds, counts, strict=True)
+        for kind, count in sorted(counts.items())
     ]
     if slowed := int((~calm(records)).sum()):
         found.append(
