@@ -84,8 +84,10 @@ class FreshProcess:
         timer = threading.Timer(limit_s, end)
         timer.daemon = True
         timer.start()
-        line = self._from.readline()
-        timer.cancel()
+        try:
+            line = self._from.readline()
+        finally:
+            timer.cancel()
         if line.endswith("\n"):
             return json.loads(line)
         if late.is_set():

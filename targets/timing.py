@@ -35,8 +35,8 @@ MAX_WINDOWS = 50
 WARM_AGREEMENT = 0.02  # of two successive windows' medians
 FEW_SAMPLES = 30
 
-# After another network's turn a network with megabytes of weights takes up to 16 calls, the first
-# of them twice as long, until the shared cache holds it again as where it is served
+# After another network's turn a network with megabytes of weights takes some 8 calls, the first of
+# them twice as long, until the shared cache holds it again as where it is served
 # (benchmarks/refill.py); what takes long to call does not fit there anyhow
 REFILL_CALLS, REFILL_MS = 8, 16.0  # whichever is less
 TURN_MS = 1.5  # of timed calls at least; as many as those that refill, so half of the time counts
