@@ -26,7 +26,7 @@ from targets.fingerprint import Fingerprint
 from targets.fresh import FreshProcess, serve_messages
 from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, percentile_of
-from targets.timing import calls_lasting, refilling, warm_up
+from targets.timing import Turn, calls_lasting, warm_up
 
 SLICE_S = 0.1  # an engine's turn; a drift slower than some turns hits all engines alike
 LOAD_LIMIT_S = 300.0  # for starting a process and loading an engine, or for warming it up
@@ -166,11 +166,10 @@ def _round(engines: Mapping[str, OtherEngine], target_name: str, seconds: float)
         for name, process in started.items():
             process.tell({"load": _described(engines[name])})
         prints = [Fingerprint.from_json(process.answer(limit_s)) for process in started.values()]
-        calls = {
-            name: process.ask({"warm up": turn_ms}, limit_s) for name, process in started.items()
-        }
-        for name in _turns(list(engines), turns_each):
-            started[name].ask({"time": calls[name]}, limit_s)
+        for process in started.values():
+            process.ask({"warm up": turn_ms}, limit_s)
+        for name in turns(list(engines), turns_each):
+            started[name].ask({"time": None}, limit_s)
         timed = {
             name: Samples.from_json(process.ask({"tell": None}, limit_s))
             for name, process in sorted(started.items())
@@ -184,7 +183,7 @@ def _described(engine: OtherEngine) -> dict[str, Any]:
     return asdict(engine) | {"path": str(engine.path.resolve())}
 
 
-def _turns(names: Sequence[str], turns_each: int) -> Iterator[str]:
+def turns(names: Sequence[str], turns_each: int) -> Iterator[str]:
     """Whose turn it is, so that a drift hits all alike: ABBA, ABBA, ..."""
     for index in range(turns_each):
         yield from names if index % 2 == 0 else names[::-1]
@@ -196,11 +195,11 @@ class _Served:
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._engine: Engine | None = None
-        self._refill = 0
+        self._turn = Turn(0, 0)
         self._timed: list[Samples] = []
 
     def answer(self, message: Mapping[str, Any]) -> Any:
-        """To "load": the fingerprint; to "warm up": calls a turn; to "time"; to "tell": samples."""
+        """To "load", the fingerprint; to "tell", all samples; nothing to "warm up" and "time"."""
         [(verb, noun)] = message.items()
         if verb == "load":
             target = load_target(noun["target"], TargetOptions(**noun["options"]))
@@ -210,11 +209,11 @@ class _Served:
         if verb == "warm up":
             warm_up(self._engine)
             few = self._engine.time_ms(3)
-            self._refill = refilling(few)
-            return calls_lasting(noun, few, fewest=1, most=1_000_000)
+            self._turn = Turn.of(few, calls_lasting(noun, few, fewest=1, most=1_000_000))
+            return None
         if verb == "time":
             # calls in caches that the other engines left cold would make up the tail
-            self._timed.append(self._engine.time_ms(self._refill + noun).after(self._refill))
+            self._timed.append(self._turn.take(self._engine))
             return None
         return Samples.concatenate(self._timed).to_json()
 

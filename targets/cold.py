@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from targets.base import TargetOptions
-from targets.blocks import LOAD_LIMIT_S
+from targets.blocks import LOAD_LIMIT_S, turns
 from targets.errors import EngineError
 from targets.fresh import FreshProcess, serve_messages
 
@@ -40,10 +40,9 @@ def cold_starts(
 ) -> dict[str, list[ColdStart]]:
     """Start each engine so often, in turns; files are in the page cache from the second on."""
     found: dict[str, list[ColdStart]] = {name: [] for name in engines}
-    for index in range(starts):
-        for name in list(engines) if index % 2 == 0 else list(engines)[::-1]:
-            job = {"target": target, "options": asdict(options), "engine": str(engines[name])}
-            found[name].append(_start(job))
+    for name in turns(list(engines), starts):
+        job = {"target": target, "options": asdict(options), "engine": str(engines[name])}
+        found[name].append(_start(job))
     return found
 
 

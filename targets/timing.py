@@ -89,11 +89,6 @@ def calls_lasting(duration_ms: float, samples: Samples, *, fewest: int, most: in
     return min(most, max(fewest, math.ceil(duration_ms / call_ms)))
 
 
-def refilling(samples: Samples) -> int:
-    """How many calls like these it takes until the caches hold the engine's weights again."""
-    return calls_lasting(REFILL_MS, samples, fewest=1, most=REFILL_CALLS)
-
-
 @dataclass(frozen=True)
 class Measurement:
     """A latency with its evidence: every timed call, in order; warm-up left out."""
@@ -234,7 +229,7 @@ class Turn:
 
         A long call needs no second to be told from noise.
         """
-        refill = refilling(warm)
+        refill = calls_lasting(REFILL_MS, warm, fewest=1, most=REFILL_CALLS)
         if timed is None:
             fewest = 1 if np.median(warm.ms) > WINDOW_MS else 2
             timed = max(refill, calls_lasting(TURN_MS, warm, fewest=fewest))

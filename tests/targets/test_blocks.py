@@ -5,6 +5,7 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from targets.fingerprint import Fingerprint, cpu_fingerprint
 from targets.ort.cpu import OrtCpu
 from targets.samples import Samples
 
+from .conftest import FakeClock, ScriptedEngine
 from .tiny_onnx import tiny_model
 
 ONE_THREAD = TargetOptions(batch=2, threads=1)
@@ -79,9 +81,38 @@ def test_blocks_of_another_fingerprint_do_not_join() -> None:
         run_of(e=[1.0]).joined(other)
 
 
-def test_turns_are_abba() -> None:
-    assert "".join(blocks._turns("AB", 4)) == "ABBAABBA"
-    assert list(blocks._turns(["a", "b", "c"], 2)) == ["a", "b", "c", "c", "b", "a"]
+def test_turns_are_abba_and_fill_their_time(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    class Here(ExitStack):
+        """Stands for a fresh process: serves a scripted engine in this one."""
+
+        def __init__(self, module: str, *, name: str) -> None:
+            super().__init__()
+            self.served = blocks._Served(self)
+
+        def tell(self, message: dict[str, Any]) -> None:
+            name = Path(message["load"]["path"]).name
+            engine = ScriptedEngine(name, clock, log, duration_ns=lambda _: 10_000_000)
+            self.served._engine = engine
+
+        def answer(self, limit_s: float) -> Any:
+            return FINGERPRINT.to_json()
+
+        def ask(self, message: dict[str, Any], limit_s: float) -> Any:
+            return self.served.answer(message)
+
+    monkeypatch.setattr(blocks, "FreshProcess", Here)
+    monkeypatch.setattr(blocks, "warm_up", lambda engine: 0)
+    engines = {name: Path(name) for name in "AB"}
+    run = measure_blocks(
+        FINGERPRINT.target, TargetOptions(), engines, processes=1, seconds_per_block=0.4
+    )
+    assert "".join(log) == "AB" + "ABBAABBA"  # first a look at how long calls take
+    assert len(run.blocks["A"][0]) == 4 * 10  # those that refill the caches do not count
+    assert list(blocks.turns(["a", "b", "c"], 2)) == ["a", "b", "c", "c", "b", "a"]
 
 
 def test_an_engine_is_timed_alone_in_its_process(ort_engine: Path) -> None:
@@ -90,11 +121,12 @@ def test_an_engine_is_timed_alone_in_its_process(ort_engine: Path) -> None:
         served = blocks._Served(stack)
         fingerprint = served.answer({"load": described | {"path": str(ort_engine)}})
         assert Fingerprint.from_json(fingerprint) == OrtCpu(ONE_THREAD).fingerprint()
-        calls = served.answer({"warm up": 20.0})
+        assert served.answer({"warm up": 20.0}) is None
+        calls = served._turn.timed
         assert calls > 20  # a call takes far less than a millisecond
         for _ in range(2):
-            assert served.answer({"time": 5}) is None
-        assert len(Samples.from_json(served.answer({"tell": None}))) == 10
+            assert served.answer({"time": None}) is None
+        assert len(Samples.from_json(served.answer({"tell": None}))) == 2 * calls
 
 
 def test_fresh_processes_measure_every_engine(ort_engine: Path, tmp_path: Path) -> None:

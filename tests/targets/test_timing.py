@@ -119,6 +119,7 @@ def test_a_fast_engine_is_timed_in_its_own_caches(clock: FakeClock) -> None:
     assert set(found.candidate.ms) == {0.25}
     assert found.calls_per_round == 2 * 8
     assert len(found.anchor) == 2 * 2 * len(found.round_ratios)  # those of 16 ms
+    assert len(found.anchor_round_ms) == len(found.round_ratios)
 
 
 def test_a_very_fast_engine_is_timed_for_longer_than_it_refills(clock: FakeClock) -> None:
