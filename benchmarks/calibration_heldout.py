@@ -26,7 +26,7 @@ from benchmarks.predictors import Array, Problem, linear_in_macs
 from calibration.database import LatencyDatabase
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
-from calibration.measure import measure_calmly
+from calibration.measure import measure_all, repeat_disturbed
 from calibration.phases import Phases
 from calibration.sampling import width_sequence
 from calibration.skeleton import Skeleton
@@ -153,7 +153,8 @@ def measure_round(run: Path, before: HeldOut | None) -> None:
         LatencyDatabase(run / file_of(number)) as database,
         IsolatedBench(setup, Phases(), limit_s=LIMIT_S) as bench,
     ):
-        measure_calmly(bench, database, wanted, on_done=tell)
+        measure_all(bench, database, wanted, on_done=tell)
+        repeat_disturbed(bench, database, wanted)
 
 
 def tell(done: int, total: int) -> None:

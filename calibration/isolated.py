@@ -58,6 +58,10 @@ class IsolatedBench:
     def fingerprint(self) -> Fingerprint:
         return self.setup.fingerprint
 
+    def renew(self) -> None:
+        """Let a new process measure what comes next."""
+        self._end()
+
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector; CandidateLostError if it took the process with it, twice."""
         job = Job(self.setup.digest, widths, precision, version("wgates"))

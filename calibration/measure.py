@@ -18,7 +18,7 @@ from typing import Protocol
 import onnx
 
 from calibration.candidates import Slicer
-from calibration.database import LatencyDatabase
+from calibration.database import LatencyDatabase, LatencyRecord
 from calibration.errors import CandidateLostError, MeasuringError
 from calibration.pace import calm
 from calibration.phases import TIMING, Phases
@@ -195,24 +195,24 @@ def measure_all(
             on_done(index + 1, len(wanted))
 
 
-def measure_calmly(
+def repeat_disturbed(
     measurer: Measurer,
     database: LatencyDatabase,
     wanted: Sequence[WidthVector],
     *,
     precision: float = 0.01,
-    on_done: Callable[[int, int], None] | None = None,
     wait: Callable[[float], None] = time.sleep,
+    beside: Sequence[LatencyRecord] = (),
 ) -> None:
-    """`measure_all`; then again what others disturbed, a few times. The calmest stays.
+    """Measure again what others disturbed, a few times; of each the calmest stays.
 
-    `wait` is given the seconds until the next time.
+    `wait` is given the seconds until the next time. Records `beside` the database's tell, too, how
+    long the anchor takes when nobody disturbs it.
     """
-    measure_all(measurer, database, wanted, precision=precision, on_done=on_done)
     ours = set(wanted)
     for pause_s in PAUSES_S:
         records = database.records(measurer.skeleton_sha256, measurer.fingerprint)
-        judged = zip(records, calm(records), strict=True)
+        judged = zip(records, calm((*beside, *records))[len(beside) :], strict=True)
         disturbed = [record for record, quiet in judged if not quiet and record.widths in ours]
         if not disturbed:
             return

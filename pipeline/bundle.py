@@ -84,7 +84,7 @@ class Bundle:
 
     @property
     def certificate(self) -> dict[str, Any]:
-        """What verify measured and decided; its keys stand in the design."""
+        """What verify measured and decided; scripts rely on its keys."""
         document = parse_json(self.read(CERTIFICATE), CERTIFICATE)
         if not isinstance(document, dict):
             refuse(f"{CERTIFICATE} is no JSON object")

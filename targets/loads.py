@@ -8,9 +8,10 @@ would have the same luck in all measurements of a calibration, and no number of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,28 @@ from targets.timing import Comparison, imprecision, relative_half
 
 LOADS, MOST_LOADS = 2, 6
 APART = 2.0  # times the wished precision: from there on it is luck that another load tells of
+
+
+class HasRatio(Protocol):
+    """A measured ratio and its 95 % interval."""
+
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def ratio_ci95(self) -> tuple[float, float]: ...
+
+
+def mean_ratio(parts: Sequence[HasRatio]) -> tuple[float, tuple[float, float]]:
+    """The geometric mean of independent measurements, and its 95 % interval.
+
+    That comes from their own intervals and from how far they lie apart.
+    """
+    logs, count = [math.log(part.ratio) for part in parts], len(parts)
+    halves = [math.log(part.ratio_ci95[1] / part.ratio_ci95[0]) / 2 for part in parts]
+    within = math.sqrt(sum(half**2 for half in halves)) / count
+    apart = 1.96 * float(np.std(logs, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
+    ratio, spread = math.exp(float(np.mean(logs))), math.exp(math.hypot(within, apart))
+    return ratio, (ratio / spread, ratio * spread)
 
 
 @dataclass(frozen=True)
@@ -31,17 +54,12 @@ class Loads:
     @property
     def ratio(self) -> float:
         """The geometric mean of the loads' ratios."""
-        return float(np.exp(np.mean(self._logs())))
+        return mean_ratio(self.parts)[0]
 
     @property
     def ratio_ci95(self) -> tuple[float, float]:
         """From the loads' own intervals and from how far the loads lie apart."""
-        count, ratio = len(self.parts), self.ratio
-        halves = [np.diff(np.log(part.ratio_ci95))[0] / 2 for part in self.parts]
-        within = math.sqrt(sum(half**2 for half in halves)) / count
-        apart = 1.96 * float(np.std(self._logs(), ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-        spread = math.exp(math.hypot(within, apart))
-        return ratio / spread, ratio * spread
+        return mean_ratio(self.parts)[1]
 
     @property
     def relative_error(self) -> float:
@@ -71,9 +89,6 @@ class Loads:
         """Reasons to distrust the ratio, in words; empty if none."""
         disturbed = dict.fromkeys(doubt for part in self.parts for doubt in part.disturbances())
         return (*disturbed, *imprecision(self.relative_error, self.precision))
-
-    def _logs(self) -> list[float]:
-        return [math.log(part.ratio) for part in self.parts]
 
 
 def over_loads(timed: Callable[[], Comparison], *, precision: float, limit_s: float) -> Loads:

@@ -15,8 +15,9 @@ from calibration.errors import MeasuringError
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
-from calibration.measure import measure_calmly
+from calibration.measure import measure_all, repeat_disturbed
 from calibration.phases import Phases
+from calibration.several import SeveralProcesses
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
@@ -45,6 +46,8 @@ from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
 from pipeline.training import Epoch, Trainer, decayed, sgd
 
+PLANS = "plans.sqlite"  # what was proposed, measured better than calibration's candidates
+
 
 class Solving:
     """One method on one dense model, and the engines to time what it proposes."""
@@ -60,6 +63,7 @@ class Solving:
         if not (context.partial / DATABASE).exists():
             copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
+        self.plans = stack.enter_context(LatencyDatabase(context.partial / PLANS))
         setup = Setup(
             self.skeleton,
             self.target.name,
@@ -105,11 +109,16 @@ class Solving:
         return snapping(step_maps(self.skeleton.groups, self.records()))
 
     def measured(self, widths: WidthVector) -> LatencyRecord:
-        """Build the widths and time them; a resumed run reads the result back instead."""
-        measure_calmly(self.bench, self.database, [widths], precision=0.006, wait=self._wait)
-        found = [item for item in self.records() if item.widths == widths]
+        """Build the widths and time them in several processes; a resumed run reads it back."""
+        sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
+        what, precision = (SeveralProcesses(self.bench), self.plans, [widths]), 0.006
+        calibrated = self.database.records(sha256, fingerprint)
+        measure_all(*what, precision=precision)
+        repeat_disturbed(*what, precision=precision, wait=self._wait, beside=calibrated)
+        proposed = self.plans.records(sha256, fingerprint)
+        found = [record for record in proposed if record.widths == widths]
         if not found:
-            lost = self.database.lost(self.skeleton.sha256, self.target.fingerprint())
+            lost = self.plans.lost(sha256, fingerprint)
             raise MeasuringError(
                 f"the network of the plan cannot be measured: it {lost[widths]}",
                 fix="try another --margin or --min-width, so that another plan is taken",
@@ -123,9 +132,10 @@ class Solving:
         time.sleep(seconds)
 
     def records(self) -> tuple[LatencyRecord, ...]:
-        """All that is measured of this network on this target."""
-        fingerprint = self.target.fingerprint()
-        return self.database.records(self.skeleton.sha256, fingerprint)
+        """All that is measured of this network on this target, each width vector once."""
+        which = self.skeleton.sha256, self.target.fingerprint()
+        measured = (*self.database.records(*which), *self.plans.records(*which))
+        return tuple({record.widths: record for record in measured}.values())
 
     def train_on_masks(self, plan: Plan) -> list[Epoch]:
         """The method's remaining epochs: weights only, behind the plan's fixed masks."""

@@ -12,7 +12,7 @@ import pytest
 from calibration.database import LatencyDatabase, LatencyRecord
 from calibration.errors import CandidateLostError
 from calibration.lpnet import fit_lpnet
-from calibration.measure import PAUSES_S, measure_calmly
+from calibration.measure import PAUSES_S, measure_all, repeat_disturbed
 from calibration.pace import calm, exposures, slowdowns
 from calibration.phases import Phases
 from calibration.rows import Row
@@ -109,7 +109,8 @@ def anchors(path: Path, *script: float | None, waited: list[float] | None = None
     wanted = [WidthVector(("conv",), (width,)) for width in (8, 16, 24)]
     measurer = Neighboured(iter([4.0, 4.0, *script]))
     with LatencyDatabase(path) as database:
-        measure_calmly(measurer, database, wanted, wait=wait)
+        measure_all(measurer, database, wanted)
+        repeat_disturbed(measurer, database, wanted, wait=wait)
         records = database.records(SKELETON, FINGERPRINT)
     assert {one.widths for one in records} == set(wanted)
     return sorted(round(one.anchor_ms, 3) for one in records)
@@ -122,6 +123,20 @@ def test_what_was_disturbed_is_measured_again(tmp_path: Path) -> None:
     assert anchors(tmp_path / "once", 4.6, 4.02) == [4.0, 4.0, 4.02]
     assert anchors(tmp_path / "worse", 4.6, 4.8, 4.0, waited=waited) == [4.0, 4.0, 4.0]
     assert waited == list(PAUSES_S[:2])
+
+
+def test_measurements_of_another_database_tell_what_is_calm(tmp_path: Path) -> None:
+    one, other = (WidthVector(("conv",), (width,)) for width in (8, 16))
+    calm_one = LatencyRecord(other, 0.5, (0.499, 0.501), 4.0, ())
+    disturbed = replace(calm_one, widths=one, anchor_ms=4.6)
+    measurer = Neighboured(iter([4.6, 4.7, 4.01]))
+    with LatencyDatabase(tmp_path / "plans.sqlite") as database:
+        measure_all(measurer, database, [one])
+        repeat_disturbed(measurer, database, [one], wait=[].append)
+        assert [found.anchor_ms for found in database.records(SKELETON, FINGERPRINT)] == [4.6]
+        beside = [calm_one] * 9 + [disturbed]  # which is nothing to be measured again here
+        repeat_disturbed(measurer, database, [one, other], wait=[].append, beside=beside)
+        assert [found.anchor_ms for found in database.records(SKELETON, FINGERPRINT)] == [4.01]
 
 
 def test_patience_ends_and_the_calmest_stays(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +17,20 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
+from calibration.several import FEWEST
 from pipeline.bundle import Bundle
 from pipeline.data.sources import load_data
 from pipeline.triton import parse_config
+from targets.loads import LOADS
+from targets.samples import Samples
+from targets.timing import MIN_ROUNDS
 
 from .conftest import Done
 from .project import SETTINGS, STAGES, events, finish, invoke, stages_run, start, write_plan
 
 EXIT_CODES = {"met": 0, "missed": 1, "inconclusive": 3}
 QUANTILES = {"p50", "p90", "p99", "ci95", "samples"}
-# design, section 7; then what the report and the reader of a certificate need beside it
+# what scripts rely on; then what the report and the reader of a certificate need beside it
 CERTIFICATE = {
     "target": None,
     "fingerprint": None,
@@ -164,6 +169,16 @@ def test_sizes_are_those_of_the_files(whole_run: Done, certificate: dict[str, An
     engine = whole_run.folder / "bundle/engine.onnx"
     assert certificate["engine_bytes"]["pruned"] == engine.stat().st_size
     assert certificate["params"]["pruned"] < certificate["params"]["dense"]
+
+
+def test_every_proposed_plan_was_timed_in_several_processes(whole_run: Done) -> None:
+    rounds = json.loads((whole_run.folder / "prune/prune.json").read_text())["rounds"]
+    with sqlite3.connect(f"file:{whole_run.folder}/prune/plans.sqlite?mode=ro", uri=True) as plans:
+        found = plans.execute("SELECT widths, ratio, candidate FROM measurement").fetchall()
+    ratios = {tuple(json.loads(widths).values()): ratio for widths, ratio, _ in found}
+    assert {tuple(item["kept"]): item["ratio"] for item in rounds} == ratios
+    least = FEWEST * LOADS * MIN_ROUNDS
+    assert all(len(Samples.from_bytes(candidate)) >= least for *_, candidate in found)
 
 
 def test_every_stage_left_a_record_and_two_events(whole_run: Done) -> None:

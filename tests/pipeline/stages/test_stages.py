@@ -14,7 +14,7 @@ from pipeline.stages import STAGES
 NAMES = list(STAGES)
 
 
-def test_the_line_is_that_of_the_design() -> None:
+def test_the_line_has_nine_stages_in_this_order() -> None:
     assert " ".join(NAMES) == ("prepare trace calibrate prune finetune export build verify package")
 
 

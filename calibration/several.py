@@ -1,0 +1,48 @@
+"""A latency from several measuring processes, for the few networks that must be known well.
+
+Where a process's memory comes to lie stays its own: two loads in it share most of that luck, and so
+do all that it compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from calibration.isolated import IsolatedBench
+from calibration.phases import Phases
+from calibration.rows import Row
+from calibration.widths import WidthVector
+from targets.fingerprint import Fingerprint
+from targets.timing import relative_half
+
+FEWEST, MOST = 4, 12
+
+
+@dataclass(frozen=True)
+class SeveralProcesses:
+    """Does what its bench does, each time in several new processes, one after the other."""
+
+    bench: IsolatedBench
+
+    @property
+    def skeleton_sha256(self) -> str:
+        return self.bench.skeleton_sha256
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.bench.fingerprint
+
+    @property
+    def phases(self) -> Phases:
+        return self.bench.phases
+
+    def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
+        """Measure one width vector until it is known to `precision`, within 4 to 12 processes."""
+        rows: list[Row] = []
+        while True:
+            self.bench.renew()
+            rows.append(self.bench.row(widths, precision=precision))
+            found = Row.joined(rows)
+            known = relative_half(found.ratio, found.ratio_ci95) <= precision
+            if len(rows) >= (FEWEST if known else MOST):
+                return found
