@@ -6,6 +6,8 @@ do all that it compares.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from calibration.isolated import IsolatedBench
@@ -23,6 +25,7 @@ class SeveralProcesses:
     """Does what its bench does, each time in several new processes, one after the other."""
 
     bench: IsolatedBench
+    on_done: Callable[[int, int], None] | None = None  # given the processes so far, and the most
 
     @property
     def skeleton_sha256(self) -> str:
@@ -39,10 +42,13 @@ class SeveralProcesses:
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector until it is known to `precision`, within 4 to 12 processes."""
         rows: list[Row] = []
+        each = precision * math.sqrt(FEWEST)
         while True:
             self.bench.renew()
-            rows.append(self.bench.row(widths, precision=precision))
+            rows.append(self.bench.row(widths, precision=each))
             found = Row.joined(rows)
+            if self.on_done is not None:
+                self.on_done(len(rows), MOST)
             known = relative_half(found.ratio, found.ratio_ci95) <= precision
             if len(rows) >= (FEWEST if known else MOST):
                 return found

@@ -74,6 +74,7 @@ class Solving:
         )
         bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=anchor)
         self.bench = stack.enter_context(bench)
+        self._several = SeveralProcesses(self.bench, self._timed)
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
         self.task = self._task()
@@ -111,7 +112,7 @@ class Solving:
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them in several processes; a resumed run reads it back."""
         sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        what, precision = (SeveralProcesses(self.bench), self.plans, [widths]), 0.006
+        what, precision = (self._several, self.plans, [widths]), 0.006
         calibrated = self.database.records(sha256, fingerprint)
         measure_all(*what, precision=precision)
         repeat_disturbed(*what, precision=precision, wait=self._wait, beside=calibrated)
@@ -124,6 +125,9 @@ class Solving:
                 fix="try another --margin or --min-width, so that another plan is taken",
             )
         return found[0]
+
+    def _timed(self, processes: int, most: int) -> None:
+        self.context.reporter.progress("processes that time the plan", processes, most)
 
     def _wait(self, seconds: float) -> None:
         self.context.reporter.say(

@@ -43,9 +43,12 @@ class Bench:
 
 def several(ratios: Iterable[float]) -> tuple[Row, list[Row]]:
     bench = Bench(ratios)
-    measurer = SeveralProcesses(cast("IsolatedBench", bench))
+    told: list[tuple[int, int]] = []
+    measurer = SeveralProcesses(cast("IsolatedBench", bench), lambda *done: told.append(done))
     assert (measurer.skeleton_sha256, measurer.fingerprint) == (SKELETON, FINGERPRINT)
-    return measurer.row(WIDTHS, precision=0.01), bench.rows
+    found = measurer.row(WIDTHS, precision=0.01)
+    assert told == [(done, MOST) for done in range(1, len(bench.rows) + 1)]
+    return found, bench.rows
 
 
 def test_processes_that_agree_are_soon_enough() -> None:
