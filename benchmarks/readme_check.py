@@ -25,22 +25,32 @@ def check(result: dict[str, Any]) -> str:
             "",
         ]
     if "live" in result:
-        lines += [f"A live check took {result['live']['seconds_median']:.0f} s (median).", ""]
+        lines += [_live(result["live"]), ""]
     if "monte_carlo" in result:
         lines += _simulated(result["monte_carlo"])
     return "\n".join(lines)
 
 
 def _truth(result: dict[str, Any]) -> str:
-    truth = (result.get("live") or result["replay"])["truth"]
-    told = ", ".join(
-        f"{name}: {truth['slowdown'][name]:+.1%}" for name in sorted(truth["slowdown"])
-    )
+    slowdowns = (result.get("live") or result["replay"])["truth"]["slowdown"]
+    by_size = sorted(slowdowns, key=slowdowns.get)
+    told = ", ".join(f"{name}: {slowdowns[name]:+.1%}" for name in by_size)
+    replayed = ", and checks replayed from recorded blocks" if "replay" in result else ""
     return (
-        "Whole checks by `pipeline check` on `ort-cpu`, one thread, margin 2.5 %, and checks "
-        "replayed from recorded blocks; the other gates judge the same calls. True slowdowns, "
-        f"measured long ({told})."
+        f"Whole checks by `pipeline check` on `ort-cpu`, one thread, margin 2.5 %{replayed}; the "
+        f"other gates judge the same calls. True slowdowns, measured long: {told}."
     )
+
+
+def _live(found: dict[str, Any]) -> str:
+    """How long a check took, and what so few of them can prove."""
+    alike = found["cases"]["A/A"]["both"]
+    if alarms := round(alike["shares"]["regression"] * alike["checks"]):
+        told = f"{alarms} of {alike['checks']} were false alarms."
+    else:
+        most = 1 - 0.05 ** (1 / alike["checks"])
+        told = f"No false alarm in {alike['checks']} says: fewer than {most:.1%} (95 %)."
+    return f"A live check took {found['seconds_median']:.0f} s (median). {told}"
 
 
 def _measured(layer: str, result: dict[str, Any]) -> Iterator[str]:

@@ -79,17 +79,21 @@ def test_the_readme_shows_whichever_layers_there_are() -> None:
     result = {
         "live": {
             "truth": truth,
-            "cases": {"A/A": {"quiet": check._shares([live, live])}},
+            "cases": {"A/A": dict.fromkeys(("quiet", "both"), check._shares([live, live]))},
             "seconds_median": 12.0,
         },
         "replay": {"truth": truth, "cases": {"5%": {"noisy": replayed}}},
     }
     text = readme_check.check(result)
-    assert "(5%: +5.2%, same: +0.1%)" in text
+    assert "and checks replayed from recorded blocks" in text
+    assert "True slowdowns, measured long: same: +0.1%, 5%: +5.2%." in text
     assert "| A/A, nothing else running | 2 | 100.0% | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% |" in text
     assert "| 5%, bursts on any core, replayed | 10 | 0.0% | 100.0% |" in text
-    assert "A live check took 12 s (median)." in text
+    assert "took 12 s (median). No false alarm in 2 says: fewer than 77.6% (95 %)." in text
+    result["live"]["cases"]["A/A"]["both"]["shares"]["regression"] = 0.5
+    assert "(median). 1 of 2 were false alarms." in readme_check.check(result)
     assert "Simulated" not in text
+    assert "replayed" not in readme_check.check({"live": result["live"]})
     assert readme_check.check({}) == ""
 
 
