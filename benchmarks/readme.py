@@ -13,6 +13,7 @@ from benchmarks.readme_budgets import budgets
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
 from benchmarks.readme_coverage import coverage
+from benchmarks.readme_luck import luck
 from benchmarks.readme_refill import refill
 from benchmarks.readme_serve import serve
 from benchmarks.readme_training import training
@@ -43,6 +44,7 @@ def render(text: str) -> str:
         ("int8", ("int8.json", "openvino-int8.json"), _int8),
         ("timing", ("timing.json", "judges.json"), _timing),
         ("refill", ("refill.json",), refill),
+        ("luck", ("luck.json",), luck),
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),

@@ -52,6 +52,12 @@ class Case:
     def name(self) -> str:
         return f"{self.model.partition(':')[2]}, {self.share:g} of its channels, {self.target}"
 
+    def pruned(self) -> tuple[Slicer, WidthVector]:
+        """The dense network with random weights, and what is left of it."""
+        model = create_model(self.model, CLASSES).eval()
+        slicer = Slicer(trace(model, torch.zeros(1, 3, self.size, self.size)))
+        return slicer, _at_share(slicer.skeleton.groups, self.share)
+
 
 CASES = (
     Case("wgates:resnet20", 32, 0.5, "ort-cpu"),
@@ -82,9 +88,7 @@ def main() -> None:
 
 def measured(case: Case) -> dict[str, Any]:
     """Both parts of one case."""
-    model = create_model(case.model, CLASSES).eval()
-    slicer = Slicer(trace(model, torch.zeros(1, 3, case.size, case.size)))
-    widths = _at_share(slicer.skeleton.groups, case.share)
+    slicer, widths = case.pruned()
     target = load_target(case.target, TargetOptions(threads=1))
     with tempfile.TemporaryDirectory() as folder:
         onnx = {"dense": slicer.skeleton.onnx_bytes, "pruned": slicer.at_widths(widths)}
