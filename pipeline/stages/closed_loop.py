@@ -181,7 +181,7 @@ class ClosedLoop:
         """Select and measure, correcting the aim by what the LPNet got wrong, until it fits.
 
         The selection favours plans that the LPNet flatters, so the first one tends to be slower
-        than predicted; a measurement costs a fraction of a second, a training step far more.
+        than predicted; a measurement costs seconds, an epoch of gates far more.
         """
         found: list[Round] = []
         aim, bias = Aim(self.aim_ms), 1.0
