@@ -1,6 +1,6 @@
 """How much of a measured ratio is the luck of the process that measured it.
 
-    python -m benchmarks.luck                   # about 6 minutes
+    python -m benchmarks.luck                   # about 9 minutes
 
 The pruned networks of benchmarks/refill.py, each measured beside its dense one twice in each of
 some processes, as a candidate of a calibration is. Two measurements in one process share its luck;

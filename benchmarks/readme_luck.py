@@ -11,8 +11,9 @@ def luck(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "Standard deviation of a pruned network's measured ratio to the dense one, measured "
-            f"{result['times']} times in each of {result['processes']} processes: a plan is timed "
-            f"in {plans['fewest']} to {plans['most']}.",
+            f"{result['times']} times in each of {result['processes']} processes, the networks by "
+            "turns, so that the second column holds what the machine drifted by, too. A plan is "
+            f"timed in {plans['fewest']} to {plans['most']} processes.",
             "",
             "| network | within one process | from process to process, beyond that |",
             "|---|---|---|",
