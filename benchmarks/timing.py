@@ -151,7 +151,7 @@ def _write(
     truth = Truth.of(run)
     summaries = {name: _summary(name, found, truth.ratio) for name, found in trials.items()}
     document = {
-        "command": " ".join(("python", *sys.argv)),
+        "command": " ".join(("python -m benchmarks.timing", *sys.argv[1:])),
         "environment": environment(),
         "networks": {"widths": WIDTHS, "image_size": IMAGE_SIZE},
         "precision": options.precision,
