@@ -35,7 +35,7 @@ from benchmarks.check_replay import monte_carlo, replay
 from benchmarks.check_rivals import Block, alarms
 from benchmarks.common import RESULTS, environment, write_result
 from benchmarks.networks import build
-from pipeline.options import CheckOptions
+from pipeline.check.options import CheckOptions
 from targets.base import TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 

@@ -104,6 +104,28 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in eval mode but for batch norms, which take each batch's own
+    statistics; running ones stay as they are.
+
+    What batch norms remember of a network is wrong once a part of it is gone, and says more about
+    its loss than the part does (adaptive batch norm: Li et al., "EagleEye", arXiv 2007.02491).
+    """
+    was_training, norms = model.training, batch_norms(model)
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+        model.train(was_training)
+
+
 def recalibrate_batch_norm(
     model: nn.Module, data: ImageData, fabric: Fabric, *, batch: int, batches: int = 50
 ) -> None:

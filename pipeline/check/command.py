@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.check.options import CheckOptions
 from pipeline.errors import InconclusiveError, RegressionError
 from pipeline.flags import with_fields
 from pipeline.guard import guarded
-from pipeline.options import CheckOptions
 
 if TYPE_CHECKING:
     from pipeline.check.result import CheckResult

@@ -16,12 +16,12 @@ from pipeline.check.boundary import Boundary
 from pipeline.check.history import Entry, accepted_level, read_history, step_notes
 from pipeline.check.latency import Effort, Limits, Told, Trial, gates_of, measure
 from pipeline.check.noise import NoiseFloor, read_floors, settled_margin, store_floor
+from pipeline.check.options import CheckOptions
 from pipeline.check.parity import check_parity
 from pipeline.check.result import CheckResult, Gate, Subject
 from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
 from pipeline.errors import BundleError, DeployError, InconclusiveError
 from pipeline.hanging import Watch
-from pipeline.options import CheckOptions
 from targets.blocks import BlockRun
 from targets.fingerprint import Fingerprint
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from calibration.skeleton import Skeleton
@@ -19,8 +18,9 @@ from calibration.widths import ChannelGroup, Plan, Slice
 from pipeline.errors import GroupsError
 from pipeline.pruning.constraint import Goal
 from pipeline.pruning.gates import filters_of, is_filter_bank
-from pipeline.pruning.select import Scores, Selector
+from pipeline.pruning.select import Selector
 from pipeline.pruning.uniform import uniform_widths
+from pipeline.pruning.worth import Scores
 from pipeline.training import Trainer
 
 Score = Callable[[nn.Module, ChannelGroup], Tensor]  # -> (channels,), higher is kept
@@ -81,13 +81,16 @@ class Ranking:
     def __init__(self, model: nn.Module, skeleton: Skeleton, scores: Scores) -> None:
         self.skeleton = skeleton
         self.trained = nn.ModuleDict({"model": model})
-        self._scores: dict[str, NDArray[np.float64]] = dict(scores)
+        self._scores = scores
 
     def solving_epochs(self, epochs: int) -> int:
         return 0
 
     def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
         """Nothing to learn: the scores decide."""
+
+    def scores(self) -> Scores:
+        return self._scores
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         return selector.choose(self._scores, self.skeleton.groups.full().kept, aim)

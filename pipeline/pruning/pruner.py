@@ -22,6 +22,7 @@ from pipeline.pruning.magnitude import (
 from pipeline.pruning.select import Selector
 from pipeline.pruning.task import TaskLoss, plain_task
 from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.pruning.worth import Scores
 from pipeline.training import Trainer
 
 Method = Literal["wgates", "l1", "group-norm", "bn-scale", "uniform", "random"]
@@ -42,6 +43,9 @@ class Pruner(Protocol):
 
         The goal's smooth cost takes widths on the trainer's device.
         """
+
+    def scores(self) -> Scores:
+        """Group -> (channels,) scores as they are now, higher is kept."""
 
     def propose(self, selector: Selector, aim: float) -> Plan:
         """The plan whose cost, as the selector knows it, fits `aim`."""

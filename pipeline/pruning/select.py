@@ -20,8 +20,8 @@ from calibration.widths import (
     legal_widths,
     nearest,
 )
+from pipeline.pruning.worth import Scores, Worth, by_count
 
-Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
 # legal widths that a step may go: where the runtime works in blocks of two or four of them, the
 # next one alone often saves nothing, and would hide what the block is worth
 REACH = 4
@@ -55,6 +55,7 @@ class Selector:
     # in between cost what the next step costs, and are not chosen
     steps: Mapping[str, int] = field(default_factory=dict)
     min_width: float = 0.0  # least share of a group's channels
+    measured: Worth | None = None  # what widths are worth; without it, the sum of their scores
     exchanges: int = 20  # at most; each makes the plan worth more
     gains: float = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
     ties: float = 5e-3  # share of the dense network's worth that scores do not tell apart
@@ -68,16 +69,17 @@ class Selector:
     ) -> Plan:
         """The plan near `start` (kept channels per group) that is priced to fit, worth most.
 
-        Too dear: repeatedly take the step down that loses the least score for what it saves.
-        Then use what is left: take the step up with the most score for what it costs while
+        Too dear: repeatedly take the step down that loses the least worth for what it saves.
+        Then use what is left: take the step up with the most worth for what it costs while
         the price stays within `aim`; steps that cost nothing (inside one of the runtime's
         channel blocks) are taken at once. Then, as long as the plan gains by it, give a step up
         for what others make of the room. At last, of plans worth about as much, take one that
-        leaves less of the budget unused. `regard` weighs the groups' channels against each other (1
-        where it is not given).
+        leaves less of the budget unused. Scores say which of a group's channels stay; `regard`
+        weighs the groups' channels against each other (1 where it is not given).
         """
         names = self.skeleton.groups.names
-        worth = [_cumulative(scores[n]) * (regard or {}).get(n, 1.0) for n in names]
+        widths = self.measured or by_count(scores)
+        worth = [widths[n] * (regard or {}).get(n, 1.0) for n in names]
         kept = self._legal(start)
         while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
             kept = best
@@ -282,14 +284,3 @@ def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
     if direction > 0:
         return [w for w in legal if w > width][:REACH]
     return [w for w in reversed(legal) if w < width][:REACH]
-
-
-def _cumulative(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """worth[k] = summed score of the k best channels, shifted to be positive, scaled to mean 1.
-
-    Without the scale, a layer whose scores are all large would never be narrowed (methods: layers
-    are not comparable).
-    """
-    ordered = np.sort(scores)[::-1]
-    positive = ordered - ordered[-1] + 0.1 * max(float(np.ptp(ordered)), 1e-12)
-    return np.concatenate([[0.0], np.cumsum(positive / positive.mean())])

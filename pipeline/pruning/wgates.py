@@ -29,6 +29,7 @@ from pipeline.pruning.masking import gated
 from pipeline.pruning.projection import Projection
 from pipeline.pruning.select import Selector, narrowest
 from pipeline.pruning.task import TaskLoss, plain_task
+from pipeline.pruning.worth import Scores
 from pipeline.training import Trainer, decayed, sgd
 
 BudgetMode = Literal["projection", "bound", "penalty"]
@@ -163,8 +164,7 @@ class WGates:
         with gated(self.model, groups, lambda: self._current, lambda: self._switches):
             yield
 
-    def scores(self) -> dict[str, NDArray[np.float64]]:
-        """Group -> (channels,) scores of the gates, higher is kept."""
+    def scores(self) -> Scores:
         with torch.no_grad():
             found = self.gates.scores(self.model)
         return {name: score.double().cpu().numpy() for name, score in found.items()}

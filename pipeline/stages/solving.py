@@ -31,6 +31,7 @@ from pipeline.pruning.pruner import Pruner, make_pruner
 from pipeline.pruning.select import Cost, Selector, priced
 from pipeline.pruning.task import TaskLoss, distilled_task, plain_task
 from pipeline.pruning.wgates import GateSettings
+from pipeline.pruning.worth import Worth
 from pipeline.run import Context
 from pipeline.serving import settled_keep_fp32, target_of
 from pipeline.stages.calibrate import ANCHOR, DATABASE
@@ -42,6 +43,7 @@ from pipeline.stages.common import (
     skeleton_of,
     trainer_of,
 )
+from pipeline.stages.group_losses import group_losses, wants_losses
 from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
 from pipeline.training import Epoch, Trainer, decayed, sgd
@@ -80,6 +82,9 @@ class Solving:
         self.task = self._task()
         self.pruner = self._pruner()
         self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
+        self._worth: Worth | None = None
+        if wants_losses(self.options):
+            self._worth = self._by_loss()
 
     def learn(self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float) -> None:
         """Let the method learn; later rounds start where the last one ended and take an epoch.
@@ -101,7 +106,15 @@ class Solving:
     def _selector(self, cost: Cost) -> Selector:
         multiple = self.target.channel_multiple
         steps, least = self._steps(), self.options.min_width
-        return Selector(self.skeleton, priced(cost), multiple, steps, least)
+        return Selector(self.skeleton, priced(cost), multiple, steps, least, self._worth)
+
+    def _by_loss(self) -> Worth:
+        """Of the model as it is before any training of its gates."""
+        self._worth, scores = None, self.pruner.scores()
+        found = group_losses(
+            self.context, self.model, self._selector(self.lpnet.predict_ms), scores
+        )
+        return found.worth(self.skeleton.groups, scores)
 
     def _steps(self) -> Mapping[str, int]:
         """Measured width steps, by group; none where the budget counts every channel."""

@@ -81,6 +81,7 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     kill(process)
     before = epochs_of(checkpoint)
     assert 2 <= len(before) < 14, "it was to be killed in the middle"
+    losses = (checkpoint.parent / "group-losses.json").read_bytes()
     code, _, stderr = finish(start(*command, cwd=folder.parent))
     assert code == 0, stderr
     assert f"gates: resumed after epoch {len(before)}\n" in stderr
@@ -89,6 +90,8 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     assert [e["seconds"] for e in history[: len(before)]] == [e["seconds"] for e in before]
     assert [e["loss"] for e in history[: len(before)]] == [e["loss"] for e in before]
     assert len(history) >= 21
+    # those of the dense network, which the checkpoint's is no more
+    assert (folder / "prune" / "group-losses.json").read_bytes() == losses
 
 
 def test_finetuning_stopped_twice_ends_with_the_weights_of_one_that_was_not(

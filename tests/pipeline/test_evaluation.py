@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.evaluation import BestByValidation, Top1, recalibrate_batch_norm, top1
+from pipeline.evaluation import (
+    BestByValidation,
+    Top1,
+    batch_statistics,
+    recalibrate_batch_norm,
+    top1,
+)
 
 from .training.small import FABRIC, make_data, make_model
 
@@ -58,6 +64,21 @@ def test_batch_norm_gets_plain_averages_and_its_momentum_back() -> None:
     assert [norm.momentum for norm in model] == [0.37, None]
     assert not model.training
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_statistics_are_each_batchs_own_and_leave_no_trace(training: bool) -> None:
+    norm = nn.BatchNorm2d(1, momentum=0.37)
+    model = nn.Sequential(norm, nn.Dropout(0.9)).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = 5.0 + torch.randn(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    with batch_statistics(model):
+        found = model(images).detach().numpy()
+    wanted = (images - images.mean()) / images.std(unbiased=False)
+    assert found == pytest.approx(wanted.numpy(), abs=1e-4)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert (norm.momentum, norm.training, model.training) == (0.37, training, training)
 
 
 def test_batch_norm_reads_no_more_batches_than_asked() -> None:
