@@ -72,8 +72,7 @@ class Losses:
 
     def _lost(self, loss: float) -> float:
         """What the loss rose by; no more than to that of guessing, which is all there is."""
-        bounded = loss if loss < self.guessing else self.guessing  # also where it is no number
-        return max(0.0, bounded - self.dense)
+        return max(0.0, min(loss, self.guessing) - self.dense)
 
     def _shared(self, branch: Branch, least: Mapping[str, float]) -> dict[str, float]:
         """What each of the branch's groups is worth, whole."""
@@ -135,20 +134,20 @@ def measure_losses(
         for kept in _asked(allowed[group.name], group.channels)
     }
     gone = {b.name: _narrowed(full, dict.fromkeys(b.groups, 0)) for b in groups.branches}
-    total = 1 + len(asked) + len(gone)
+    total, guessing = 1 + len(asked) + len(gone), math.log(classes)
     counter = itertools.count(1)
 
     def told(widths: WidthVector) -> float:
         found = loss(widths)
         on_done(next(counter), total)
-        return found
+        return found if math.isfinite(found) else guessing
 
     dense = told(full)
     found: dict[str, dict[int, float]] = {group.name: {} for group in groups.prunable}
     for (name, kept), widths in asked.items():
         found[name][kept] = told(widths)
     without = {name: told(widths) for name, widths in gone.items()}
-    return Losses(dense, math.log(classes), found, without)
+    return Losses(dense, guessing, found, without)
 
 
 def _asked(allowed: Iterable[int], channels: int) -> list[int]:

@@ -19,6 +19,7 @@ FILES = {
     "calibrate": "calibrate/calibration.json",
     "precision": "calibrate/precision.json",
     "prune": "prune/prune.json",
+    "losses": "prune/group-losses.json",
     "finetune": "finetune/finetune.json",
     "build": "build/build.json",
     "verify": "verify/certificate.json",
@@ -38,6 +39,7 @@ class Documents:
     calibrate: Document | None = None
     precision: Document | None = None  # of calibrate: int8 forms, nodes in fp32
     prune: Document | None = None
+    losses: Document | None = None  # of prune, by group; None too where it did not ask for them
     finetune: Document | None = None
     build: Document | None = None
     verify: Document | None = None  # the certificate

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pipeline.report import evidence, plots, reach, structure, tables
 from pipeline.report.content import Identity, Page, Section, tables_of
 from pipeline.report.documents import Documents
+from pipeline.report.group_losses import group_losses
 from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
 
@@ -111,15 +112,19 @@ def _latency(documents: Documents) -> Section:
 
 def _widths(documents: Documents) -> Section:
     trace, prune = documents.trace, documents.prune
-    figures = (plots.widths(prune),) if prune is not None and prune["widths"] else ()
+    figures: list[Figure] = []
+    if prune is not None and prune["widths"]:
+        figures.append(plots.widths(prune))
+        if documents.losses is not None and trace is not None:
+            figures.append(group_losses(documents.losses, trace, prune))
     if trace is None:
-        return Section("Widths", figures=figures)
+        return Section("Widths", figures=tuple(figures))
     found = tables_of(
         structure.feasibility(trace),
         structure.branches(trace, prune),
         structure.frozen_groups(trace),
     )
-    return Section("Widths", figures=figures, tables=found)
+    return Section("Widths", figures=tuple(figures), tables=found)
 
 
 def _prediction(documents: Documents) -> Section:

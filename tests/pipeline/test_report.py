@@ -215,6 +215,18 @@ def prune() -> dict[str, Any]:
     }
 
 
+def group_losses() -> dict[str, Any]:
+    return {
+        "dense": 0.25,
+        "guessing": 2.3026,
+        "groups": {
+            name: [{"kept": 8, "loss": 3.0}, {"kept": full // 2, "loss": 0.75}]
+            for name, full in zip(GROUPS, FULL, strict=True)
+        },
+        "branches": {"layer1.0.bn2": 1.25},
+    }
+
+
 def latency() -> dict[str, list[float]]:
     random = np.random.default_rng(1)
     return {
@@ -266,6 +278,7 @@ def example() -> dict[str, Any]:
         "calibrate/calibration.json": calibration(),
         "calibrate/precision.json": {"quantizer": "nncf", **INT8, "forms": FORMS},
         "prune/prune.json": prune(),
+        "prune/group-losses.json": group_losses(),
         "finetune/finetune.json": {
             "history": history(12, first_top1=0.88),
             "top1": {
@@ -470,7 +483,7 @@ def test_every_figure_has_its_place_and_its_words(html: str) -> None:
         if tag == "div" and found.get("class") == "plot"
     }
     expected = {"latency", "widths", "scatter", "training-dense", "training-gates", "gate-health"}
-    expected |= {"training-finetune", "cliffs", "curve"}
+    expected |= {"training-finetune", "cliffs", "curve", "group-losses"}
     assert set(places) == set(figures(html)) == expected
     assert all(places.values())
 
@@ -500,6 +513,26 @@ def test_the_widths_are_those_of_the_plan(html: str) -> None:
     dense, kept = figures(html)["widths"]["traces"]
     assert dense["y"] == kept["y"] == GROUPS
     assert (dense["x"], kept["x"]) == (FULL, KEPT)
+
+
+def test_the_losses_are_those_of_each_group_narrowed_and_of_its_branch_gone(tmp_path: Path) -> None:
+    documents = example()
+    branch = {"name": "layer1.0.bn2", "groups": [GROUPS[0]]}
+    documents["trace/feasibility.json"]["branches"] = [branch]
+    narrowed, gone = figures(render_report(write_run(tmp_path, documents)))["group-losses"][
+        "traces"
+    ]
+    assert narrowed["y"] == [name for name in GROUPS for _ in range(2)]
+    assert narrowed["x"][:2] == pytest.approx([2.0526, 0.5]), "no more than by guessing"
+    assert narrowed["text"][:2] == ["8 of 16 channels"] * 2
+    assert narrowed["marker"]["color"][-1] == 50
+    assert (gone["y"], gone["x"]) == ([GROUPS[0]], [1.0])
+
+
+def test_a_run_whose_method_asked_for_no_losses_has_none(tmp_path: Path) -> None:
+    documents = example()
+    del documents["prune/group-losses.json"]
+    assert "group-losses" not in figures(render_report(write_run(tmp_path, documents)))
 
 
 def test_the_gates_are_shown_against_the_budget(html: str) -> None:
@@ -581,6 +614,8 @@ def hostile() -> dict[str, Any]:
     documents = example()
     documents["prepare/data_card.json"] |= {"classes": [HOSTILE], "name": HOSTILE}
     documents["prune/prune.json"]["widths"][0]["group"] = HOSTILE
+    losses = documents["prune/group-losses.json"]["groups"]
+    losses[HOSTILE] = losses.pop(GROUPS[0])
     documents["calibrate/calibration.json"]["cliffs"][0]["group"] = HOSTILE
     documents["trace/feasibility.json"]["groups"][-1] |= {"name": HOSTILE, "frozen": HOSTILE}
     documents["verify/certificate.json"] |= {"model": HOSTILE, "doubts": [HOSTILE]}
@@ -598,6 +633,7 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     # plotly itself reads tags in labels, so what it gets is escaped as well
     assert figures(attacked)["widths"]["traces"][0]["y"][0].startswith("&lt;/script&gt;")
     assert figures(attacked)["cliffs"]["traces"][0]["name"].startswith("&lt;/script&gt;")
+    assert figures(attacked)["group-losses"]["traces"][0]["y"][-1].startswith("&lt;/script&gt;")
 
 
 # partial and damaged runs -----------------------------------------------------------------

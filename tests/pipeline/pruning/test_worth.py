@@ -71,10 +71,18 @@ def test_more_channels_are_never_worth_less(groups: ChannelGroups) -> None:
     assert by_loss(noisy, groups)["conv0"][4:] == pytest.approx(0.4), "0.05 is better than dense"
 
 
-@pytest.mark.parametrize("lost", [5.0, math.inf, math.nan])
-def test_there_is_no_more_to_lose_than_to_guess(groups: ChannelGroups, lost: float) -> None:
-    found = by_loss(losses({2: lost}, {4: 0.1}), groups)
+def test_there_is_no_more_to_lose_than_to_guess(groups: ChannelGroups) -> None:
+    found = by_loss(losses({2: 5.0}, {4: 0.1}), groups)
     assert found["conv0"][-1] == pytest.approx(GUESSING - 0.1)
+
+
+@pytest.mark.parametrize("lost", [math.inf, math.nan])
+def test_a_loss_that_is_no_number_is_that_of_guessing(groups: ChannelGroups, lost: float) -> None:
+    allowed = {"conv0": (4, 8), "conv1": (16,)}
+    found = measure_losses(
+        groups, allowed, lambda widths: lost if widths.kept[0] == 4 else 0.1, classes=CLASSES
+    )
+    assert found.groups["conv0"] == {4: pytest.approx(GUESSING)}
 
 
 def test_before_any_training_channels_count_by_number(groups: ChannelGroups) -> None:

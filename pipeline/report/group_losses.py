@@ -1,0 +1,62 @@
+"""What is lost without each group: the training loss with it narrowed alone, before any pruning."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from pipeline.report.documents import Document
+from pipeline.report.plots import ORANGE, Figure, axis, trace
+
+ROW, ROWS, MOST = 28, 130, 2400  # pixels: of a group, of all else, of the figure
+COLORS: dict[str, Any] = {
+    "colorscale": "Viridis",
+    "cmin": 0,
+    "cmax": 100,
+    "showscale": True,
+    "colorbar": {"title": {"text": "% kept"}, "thickness": 12},
+}
+
+
+def group_losses(losses: Document, trace_document: Document, prune: Document) -> Figure:
+    """One row a group: where its widths leave the loss, and where it is without the branch."""
+    full = {item["group"]: item["full"] for item in prune["widths"]}
+    narrowed = [
+        (group, item["kept"], item["loss"])
+        for group, items in losses["groups"].items()
+        for item in items
+    ]
+    gone = [
+        (group, 0, losses["branches"][branch["name"]])
+        for branch in trace_document.get("branches", ())
+        for group in branch["groups"]
+    ]
+    shares = [100 * kept / full[group] for group, kept, _ in narrowed]
+    marker = {"size": 9, "color": shares, **COLORS}
+    traces = [_rows("narrowed alone", narrowed, full, losses, marker)]
+    if gone:
+        diamond = {"size": 9, "symbol": "diamond", "color": ORANGE}
+        traces.append(_rows("its whole branch gone", gone, full, losses, diamond))
+    layout = {
+        "height": min(ROWS + ROW * len(full), MOST),
+        "xaxis": axis("rise of the training loss, at most to that of guessing"),
+        "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
+    }
+    label = "Training loss of the dense network with each group narrowed alone"
+    return Figure("group-losses", label, traces, layout)
+
+
+def _rows(
+    name: str,
+    found: list[tuple[str, int, float]],
+    full: dict[str, int],
+    losses: Document,
+    marker: dict[str, Any],
+) -> dict[str, Any]:
+    rises = [min(loss, losses["guessing"]) - losses["dense"] for *_, loss in found]
+    one = trace(name, rises, [], color=ORANGE, mode="markers")
+    return one | {
+        "y": [html.escape(group, quote=False) for group, *_ in found],  # plotly reads tags
+        "text": [f"{kept} of {full[group]} channels" for group, kept, _ in found],
+        "marker": marker,
+    }
