@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
+from benchmarks.accuracy_arms import ABLATIONS
 from benchmarks.common import machines
 
 OURS, DENSE = "wgates", "dense, same training"
@@ -30,9 +31,11 @@ def _protocol(form: dict[str, Any]) -> str:
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
         "same images and order, the dense one's too; selected on validation (images that the given "
         "weights have seen), reported on test. l1, group-norm and bn-scale: LPNet, selection and "
-        "closed loop as for W-Gates, with that score in the gates' place. tp: torch-pruning's own "
-        "pruners; they, uniform and random thin layers and remove no blocks. Cells: top-1 % and "
-        "the measured latency, all engines of a budget beside each other."
+        "closed loop as for W-Gates, with that score in the gates' place, and a channel counts for "
+        "one in every group; `by loss`: groups count by the training loss without them, as those "
+        "of W-Gates do. tp: torch-pruning's own pruners; they, uniform and random thin layers and "
+        "remove no blocks. Cells: top-1 % and the measured latency, all engines of a budget beside "
+        "each other."
     )
 
 
@@ -82,14 +85,20 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
             for name, outcomes in _arms(seeds, budget).items()
             if not any("complaint" in item for item in outcomes)
         }
-        others = {name: top for name, top in tops.items() if not name.startswith(OURS)}
+        others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
         if OURS not in tops or not others:
             continue
         best = max(others, key=lambda name: others[name])
-        yield (
-            f"- {budget}: W-Gates is {_points(tops[OURS] - others[best])} the best baseline "
-            f"({best}), {_points(tops[OURS] - dense)} dense.{_alike(seeds, budget)}"
-        )
+        leads = [
+            f"{_points(tops[OURS] - others[best])} the best baseline ({best})",
+            *(
+                f"{_points(tops[OURS] - top)} {name}"
+                for name, top in tops.items()
+                if name in ABLATIONS
+            ),
+            f"{_points(tops[OURS] - dense)} dense",
+        ]
+        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."

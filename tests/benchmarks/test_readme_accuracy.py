@@ -50,6 +50,13 @@ def test_an_arm_without_a_plan_is_no_baseline() -> None:
     assert "| uniform | no plan met it |" in text(study(0.85, 0.84, failed))
 
 
+def test_an_ablation_is_no_baseline() -> None:
+    given = study(0.85, 0.84, arm(0.8, 0.47))
+    given["budgets"]["0.5x"]["l1 by loss"] = arm(0.86, 0.49)
+    found = text(given)
+    assert "1.00 points ahead of the best baseline (l1), 1.00 points behind l1 by loss, " in found
+
+
 def test_baselines_of_the_same_widths_are_named() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
     for name, kept in (("wgates", 16), ("l1", 16), ("uniform", 8)):
