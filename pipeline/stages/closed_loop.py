@@ -21,7 +21,8 @@ from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
-WASTEFUL = 0.97  # a plan faster than this share of the budget gives accuracy away
+# a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
+WASTEFUL, AIMED = 0.97, 0.99
 SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
 
 
@@ -54,6 +55,10 @@ class Limit:
             )
         return cls(budget, budget_ms, budget_ms / tail)
 
+    def least_ms(self, margin: float) -> float:
+        """What a plan wastes none of that is to lie the `margin` below the budget."""
+        return self.p50_ms * min(WASTEFUL, AIMED * (1 - margin))
+
     def to_json(self) -> dict[str, Any]:
         return {"budget": str(self.budget), "budget_ms": self.budget_ms}
 
@@ -84,10 +89,9 @@ class Round:
         """Met with room for what the final measurement may differ by."""
         return self._within(SAFE)
 
-    @property
-    def fits(self) -> bool:
+    def fits(self, least_ms: float) -> bool:
         """Safe, and without giving accuracy away by being much faster than asked."""
-        return self.safe and self.measured_ms >= WASTEFUL * (self.limit_ms or 0)
+        return self.safe and self.measured_ms >= least_ms
 
     def _within(self, share: float) -> bool:
         """Whether the whole interval lies within that share of the limit."""
@@ -135,7 +139,8 @@ class ClosedLoop:
 
     def __init__(self, solving: Solving, limit: Limit) -> None:
         self.solving, self.limit = solving, limit
-        self.aim_ms = limit.p50_ms * (1 - solving.options.margin)
+        margin = solving.options.margin
+        self.aim_ms, self.least_ms = limit.p50_ms * (1 - margin), limit.least_ms(margin)
         self.lpnet = solving.lpnet
 
     def run(self) -> list[Round]:
@@ -191,7 +196,7 @@ class ClosedLoop:
                 break
             found.append(self._measure(number, attempt, plan, bias))
             self._tell(found[-1])
-            if found[-1].fits:
+            if found[-1].fits(self.least_ms):
                 break
             bias *= found[-1].measured_ms / found[-1].predicted_ms
             aim = aim.after(found[-1], self.aim_ms / bias)

@@ -69,23 +69,30 @@ def test_plan_meets_the_limit_with_its_whole_interval() -> None:
 
 
 def test_plan_that_gives_accuracy_away_does_not_fit() -> None:
-    assert round_of(0.585, 0.59).fits
-    assert not round_of(0.58, 0.59).fits
+    least_ms = limit_of("6ms").least_ms(margin=0.02)
+    assert round_of(0.585, 0.59).fits(least_ms)
+    assert not round_of(0.58, 0.59).fits(least_ms)
     assert round_of(0.50, 0.51).met
-    assert not round_of(0.50, 0.51).fits
+    assert not round_of(0.50, 0.51).fits(least_ms)
+
+
+def test_plan_that_is_as_far_below_the_budget_as_was_asked_gives_nothing_away() -> None:
+    least_ms = limit_of("6ms").least_ms(margin=0.1)
+    assert round_of(0.54, 0.545).fits(least_ms)
+    assert not round_of(0.53, 0.535).fits(least_ms)
 
 
 def test_plan_without_room_for_the_final_measurement_does_not_fit() -> None:
     close = round_of(0.59, 0.599)
     assert close.met
     assert not close.safe
-    assert not close.fits
+    assert not close.fits(least_ms=0.0)
 
 
 def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
     found = replace(round_of(0.9, 0.95), limit_ms=None)
     assert found.met
-    assert found.fits
+    assert found.fits(least_ms=0.0)
     assert found.to_json()["met"] is True
     assert found.to_json()["kept"] == [2]
 
