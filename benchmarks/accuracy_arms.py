@@ -56,5 +56,6 @@ class Form:
 FORMS = {
     "full": Form(("resnet20", "resnet56"), 3, 45_000, 5, 20, 40),
     "small": Form(("resnet20",), 1, 10_000, 3, 6, 10),
+    "short": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65, 0.5)),
     "trial": Form(("resnet20",), 1, 512, 1, 2, 1, samples=40, processes=2, budgets=(0.8,)),
 }
