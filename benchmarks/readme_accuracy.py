@@ -9,18 +9,36 @@ from typing import Any
 from benchmarks.accuracy_arms import ABLATIONS
 from benchmarks.common import machines
 
-OURS, DENSE = "wgates", "dense, same training"
+# the arms that are told of, the first that was trained; the second weighs groups as baselines do
+OURS = {"wgates": "W-Gates", "wgates by count": "W-Gates by count"}
+DENSE = "dense, same training"
 Arms = dict[str, list[dict[str, Any]]]  # arm -> its outcome for each seed
 
 
 def accuracy(result: dict[str, Any]) -> str:
     """One table a network: arms in rows, budgets in columns; then who is ahead by how much."""
-    form, studies = result["protocol"]["form"], result["studies"]
-    lines = [_protocol(form)]
-    for network in form["networks"]:
-        seeds = [study for name, study in studies.items() if name.startswith(f"{network}-seed")]
-        lines += ["", *_table(network, seeds), "", *_remarks(seeds)]
+    return "\n".join([_protocol(result["protocol"]["form"]), *_tables(result), ""])
+
+
+def worth(*results: dict[str, Any]) -> str:
+    """Tables of studies that compare what groups are worth, to stand below the large one."""
+    lines = ["Groups by the loss without them, and by count; as above."]
+    for result in results:
+        form = result["protocol"]["form"]
+        epochs = form["gate_epochs"] + form["finetune_epochs"]
+        lines += [
+            "",
+            f"{epochs} epochs for each arm, the last {form['finetune_epochs']} after pruning:",
+        ]
+        lines += _tables(result)
     return "\n".join([*lines, ""])
+
+
+def _tables(result: dict[str, Any]) -> Iterator[str]:
+    for network in result["protocol"]["form"]["networks"]:
+        named = result["studies"].items()
+        seeds = [study for name, study in named if name.startswith(f"{network}-seed")]
+        yield from ("", *_table(network, seeds), "", *_remarks(seeds))
 
 
 def _protocol(form: dict[str, Any]) -> str:
@@ -85,20 +103,16 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
             for name, outcomes in _arms(seeds, budget).items()
             if not any("complaint" in item for item in outcomes)
         }
-        others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
-        if OURS not in tops or not others:
+        others = {name: top for name, top in tops.items() if name not in {*OURS, *ABLATIONS}}
+        ours = next((name for name in OURS if name in tops), None)
+        if ours is None or not others:
             continue
         best = max(others, key=lambda name: others[name])
-        leads = [
-            f"{_points(tops[OURS] - others[best])} the best baseline ({best})",
-            *(
-                f"{_points(tops[OURS] - top)} {name}"
-                for name, top in tops.items()
-                if name in ABLATIONS
-            ),
-            f"{_points(tops[OURS] - dense)} dense",
-        ]
-        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}"
+        beside = {f"the best baseline ({best})": others[best]}
+        beside |= {name: top for name, top in tops.items() if name in ABLATIONS and name != ours}
+        beside["dense"] = dense
+        leads = [f"{_points(tops[ours] - top)} {name}" for name, top in beside.items()]
+        yield f"- {budget}: {OURS[ours]} is {', '.join(leads)}.{_alike(seeds, budget, ours)}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
@@ -108,8 +122,8 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
 
 
-def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
-    """Which baselines came to W-Gates' own widths, with every seed: only their channels differ."""
+def _alike(seeds: list[dict[str, Any]], budget: str, ours: str) -> str:
+    """Which arms came to W-Gates' own widths, with every seed: only their channels differ."""
     widths = {
         name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes]
         for name, outcomes in _arms(seeds, budget).items()
@@ -117,7 +131,7 @@ def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
     same = [
         name
         for name, found in widths.items()
-        if name != OURS and all(found) and found == widths[OURS]
+        if name != ours and all(found) and found == widths[ours]
     ]
     return f" It keeps as many channels of every group as {', '.join(same)}." if same else ""
 
