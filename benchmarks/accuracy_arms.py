@@ -32,7 +32,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates bound without snapping": Arm(("--budget-mode", "bound", "--no-snap-gates")),
     "wgates bound": Arm(("--budget-mode", "bound")),
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
-    "wgates by count": Arm(("--worth", "count")),
+    "wgates by loss": Arm(("--worth", "loss")),
     "l1 by loss": Arm(("--method", "l1", "--worth", "loss")),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }

@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.accuracy_arms import ABLATIONS
 from benchmarks.common import machines
 
-# the arms that are told of, the first that was trained; the second weighs groups as baselines do
-OURS = {"wgates": "W-Gates", "wgates by count": "W-Gates by count"}
+OURS = "wgates"
 DENSE = "dense, same training"
 Arms = dict[str, list[dict[str, Any]]]  # arm -> its outcome for each seed
 
@@ -22,7 +21,9 @@ def accuracy(result: dict[str, Any]) -> str:
 
 def worth(*results: dict[str, Any]) -> str:
     """Tables of studies that compare what groups are worth, to stand below the large one."""
-    lines = ["Groups by the loss without them, and by count; as above."]
+    lines = [
+        "Groups weighed by the training loss without them (`--worth loss`), all else as above."
+    ]
     for result in results:
         form = result["protocol"]["form"]
         epochs = form["gate_epochs"] + form["finetune_epochs"]
@@ -49,11 +50,9 @@ def _protocol(form: dict[str, Any]) -> str:
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
         "same images and order, the dense one's too; selected on validation (images that the given "
         "weights have seen), reported on test. l1, group-norm and bn-scale: LPNet, selection and "
-        "closed loop as for W-Gates, with that score in the gates' place, and a channel counts for "
-        "one in every group; `by loss`: groups count by the training loss without them, as those "
-        "of W-Gates do. tp: torch-pruning's own pruners; they, uniform and random thin layers and "
-        "remove no blocks. Cells: top-1 % and the measured latency, all engines of a budget beside "
-        "each other."
+        "closed loop as for W-Gates, with that score in the gates' place. tp: torch-pruning's own "
+        "pruners; they, uniform and random thin layers and remove no blocks. Cells: top-1 % and "
+        "the measured latency, all engines of a budget beside each other."
     )
 
 
@@ -103,16 +102,15 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
             for name, outcomes in _arms(seeds, budget).items()
             if not any("complaint" in item for item in outcomes)
         }
-        others = {name: top for name, top in tops.items() if name not in {*OURS, *ABLATIONS}}
-        ours = next((name for name in OURS if name in tops), None)
-        if ours is None or not others:
+        others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
+        if OURS not in tops or not others:
             continue
         best = max(others, key=lambda name: others[name])
         beside = {f"the best baseline ({best})": others[best]}
-        beside |= {name: top for name, top in tops.items() if name in ABLATIONS and name != ours}
+        beside |= {name: top for name, top in tops.items() if name in ABLATIONS}
         beside["dense"] = dense
-        leads = [f"{_points(tops[ours] - top)} {name}" for name, top in beside.items()]
-        yield f"- {budget}: {OURS[ours]} is {', '.join(leads)}.{_alike(seeds, budget, ours)}"
+        leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
+        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
@@ -122,7 +120,7 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
 
 
-def _alike(seeds: list[dict[str, Any]], budget: str, ours: str) -> str:
+def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
     """Which arms came to W-Gates' own widths, with every seed: only their channels differ."""
     widths = {
         name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes]
@@ -131,7 +129,7 @@ def _alike(seeds: list[dict[str, Any]], budget: str, ours: str) -> str:
     same = [
         name
         for name, found in widths.items()
-        if name != ours and all(found) and found == widths[ours]
+        if name != OURS and all(found) and found == widths[OURS]
     ]
     return f" It keeps as many channels of every group as {', '.join(same)}." if same else ""
 

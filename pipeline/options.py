@@ -164,10 +164,10 @@ class PruneOptions:
         "they weigh alpha * log(1 + cost / dense cost) against the task, where the budget only "
         "bounds the final selection",
     )
-    worth: Literal["auto", "loss", "count"] = option(
-        "auto",
-        "what a group's channels are worth beside those of others: the training loss without them, "
-        "or their number; auto: the loss for wgates held on plans, else the number",
+    worth: Literal["count", "loss"] = option(
+        "count",
+        "what a group's channels are worth beside those of others: their number, or the training "
+        "loss without them",
     )
     worth_images: int = option(256, "training images on which that loss is measured", least=2)
     alpha: float = option(1.0, "weight of the cost in --budget-mode penalty", least=0)

@@ -6,7 +6,7 @@ final plan is asked what is worth most within the aim, as scores then are, and i
 many of the best-scored gates stay open as it says (as movement pruning does, arXiv 2005.07683,
 with a share of all weights in the budget's place). Images alone move the scores, of closed gates
 as of open ones: what is missed scores more, and comes back in place of what is worth less in its
-group. Between groups, what the loss says of them counts (`worth`), whatever their scores came to.
+group. Between groups a channel counts for what `worth` says, whatever its group's scores came to.
 """
 
 from __future__ import annotations

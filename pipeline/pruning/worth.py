@@ -1,8 +1,7 @@
 """What the channels of a group are worth beside those of other groups.
 
 Scores rank the channels of one group; between layers they do not compare. How many channels each
-group keeps is decided by the training loss without them, or, where nothing of the kind is known, by
-their number.
+group keeps is decided by their number, or by the training loss without them.
 """
 
 from __future__ import annotations

@@ -21,11 +21,8 @@ LOSSES = "group-losses.json"
 
 def wants_losses(options: PruneOptions) -> bool:
     """Whether --worth asks for losses, and the method chooses widths by worth at all."""
-    if options.plan is not None or options.method in ("uniform", "random"):
-        return False
-    if options.worth == "auto":
-        return options.method == "wgates" and options.budget_mode == "projection"
-    return options.worth == "loss"
+    chooses = options.plan is None and options.method not in ("uniform", "random")
+    return options.worth == "loss" and chooses
 
 
 def group_losses(context: Context, model: nn.Module, selector: Selector, scores: Scores) -> Losses:

@@ -57,13 +57,6 @@ def test_an_ablation_is_no_baseline() -> None:
     assert "1.00 points ahead of the best baseline (l1), 1.00 points behind l1 by loss, " in found
 
 
-def test_gates_that_weigh_groups_by_count_are_called_so() -> None:
-    given = study(0.85, 0.84, arm(0.8, 0.47))
-    arms = given["budgets"]["0.5x"]
-    arms["wgates by count"] = arms.pop("wgates")
-    assert "- 0.5x: W-Gates by count is 1.00 points ahead of the best baseline (l1)" in text(given)
-
-
 def test_baselines_of_the_same_widths_are_named() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
     for name, kept in (("wgates", 16), ("l1", 16), ("uniform", 8)):
@@ -85,9 +78,9 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
 
 def test_studies_of_what_groups_are_worth_stand_below_each_other() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
-    given["budgets"]["0.5x"]["wgates by count"] = arm(0.83, 0.49)
+    given["budgets"]["0.5x"]["wgates by loss"] = arm(0.83, 0.49)
     result = {"protocol": {"form": FORM}, "studies": {"net-seed0": given}}
     found = worth(result, {**result, "protocol": {"form": FORM | {"finetune_epochs": 2}}})
     assert "16 epochs for each arm, the last 10 after pruning:" in found
     assert "8 epochs for each arm, the last 2 after pruning:" in found
-    assert found.count("(l1), 2.00 points ahead of wgates by count, ") == 2
+    assert found.count("(l1), 2.00 points ahead of wgates by loss, ") == 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import pytest
 
 from pipeline.bundle import Bundle
 
@@ -21,7 +23,8 @@ def test_a_bundle_without_its_block(run_until: Callable[[str], Path]) -> None:
     folder = run_until("trace")
     budget = ("--objective", "flops", "--budget", f"{SHARE}x")
     quick = ("--no-counterfactual", "--cold-starts", "0", "--no-cliffs", "--finetune-epochs", "1")
-    result = invoke("run", "--out", folder, *TRACED, *budget, *quick, "--json")
+    worth = ("--worth", "loss")
+    result = invoke("run", "--out", folder, *TRACED, *budget, *worth, *quick, "--json")
     assert result.exit_code == 0, result.stderr
     certificate = json.loads(result.stdout)
     assert certificate["verdict"] == "met"
@@ -35,6 +38,21 @@ def test_a_bundle_without_its_block(run_until: Callable[[str], Path]) -> None:
     # the names that the nodes have in the dense graph
     names = [node.name for node in graph.node if node.op_type in ("Conv", "Add", "Gemm")]
     assert names == ["Conv_0", "Conv_1", "Gemm_0"]
+    every_group_was_asked_what_is_lost_without_it(folder)
+
+
+def every_group_was_asked_what_is_lost_without_it(folder: Path) -> None:
+    found = json.loads((folder / "prune/group-losses.json").read_text())
+    widths = json.loads((folder / "prune/prune.json").read_text())["widths"]
+    full = {item["group"]: item["full"] for item in widths}
+    assert found["groups"].keys() == full.keys()
+    assert found["guessing"] == pytest.approx(math.log(10))
+    for name, losses in found["groups"].items():
+        kept = [item["kept"] for item in losses]
+        assert kept == sorted(kept)
+        assert kept[-1] < full[name]
+        assert losses[0]["loss"] > found["dense"], "its least width costs something"
+    assert len(found["branches"]) == 1
 
 
 def test_with_narrower_widths_alone_the_budget_is_out_of_reach(

@@ -181,19 +181,6 @@ def test_every_proposed_plan_was_timed_in_several_processes(whole_run: Done) -> 
     assert all(len(Samples.from_bytes(candidate)) >= least for *_, candidate in found)
 
 
-def test_every_group_was_asked_what_is_lost_without_it(whole_run: Done) -> None:
-    found = json.loads((whole_run.folder / "prune/group-losses.json").read_text())
-    widths = json.loads((whole_run.folder / "prune/prune.json").read_text())["widths"]
-    full = {item["group"]: item["full"] for item in widths}
-    assert found["groups"].keys() == full.keys()
-    assert found["guessing"] == pytest.approx(math.log(10))
-    for name, losses in found["groups"].items():
-        kept = [item["kept"] for item in losses]
-        assert kept == sorted(kept)
-        assert kept[-1] < full[name]
-        assert losses[0]["loss"] > found["dense"], "its least width costs something"
-
-
 def test_every_stage_left_a_record_and_two_events(whole_run: Done) -> None:
     assert stages_run(events(whole_run.folder)) == list(STAGES)
     finished = [e["stage"] for e in events(whole_run.folder) if e["event"] == "stage finished"]
