@@ -48,7 +48,7 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
-        ("worth", ("accuracy-worth-5.json", "accuracy-worth-16.json"), worth),
+        ("worth", ("accuracy-short.json",), worth),
         ("coverage", ("coverage.json",), coverage),
         ("budgets", ("budgets.json",), budgets),
         ("training", ("gated-step.json", "training.json"), training),

@@ -19,20 +19,15 @@ def accuracy(result: dict[str, Any]) -> str:
     return "\n".join([_protocol(result["protocol"]["form"]), *_tables(result), ""])
 
 
-def worth(*results: dict[str, Any]) -> str:
-    """Tables of studies that compare what groups are worth, to stand below the large one."""
-    lines = [
-        "Groups weighed by the training loss without them (`--worth loss`), all else as above."
-    ]
-    for result in results:
-        form = result["protocol"]["form"]
-        epochs = form["gate_epochs"] + form["finetune_epochs"]
-        lines += [
-            "",
-            f"{epochs} epochs for each arm, the last {form['finetune_epochs']} after pruning:",
-        ]
-        lines += _tables(result)
-    return "\n".join([*lines, ""])
+def worth(result: dict[str, Any]) -> str:
+    """Tables of a study with little training, to stand below the large one."""
+    form = result["protocol"]["form"]
+    epochs = form["gate_epochs"] + form["finetune_epochs"]
+    head = (
+        f"{epochs} epochs for each arm instead, {form['finetune_epochs']} of them after pruning; "
+        "`by loss`: with `--worth loss`; all else as above."
+    )
+    return "\n".join([head, *_tables(result), ""])
 
 
 def _tables(result: dict[str, Any]) -> Iterator[str]:
