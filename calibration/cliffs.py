@@ -50,7 +50,8 @@ def probes(skeleton: Skeleton, count: int) -> tuple[WidthVector, ...]:
     """
     groups, found = skeleton.groups, list[WidthVector]()
     for index in _costliest(skeleton):
-        ladder = [_narrowed(groups, index, width) for width in _ladder(groups.prunable[index])]
+        group = groups.prunable[index]
+        ladder = [narrowed(groups, {group.name: width}) for width in _ladder(group)]
         if len(ladder) >= FEWEST_POINTS - 1 and len(found) + len(ladder) <= count:
             found += ladder
     return tuple(found)
@@ -125,9 +126,11 @@ def _ladder(group: ChannelGroup) -> list[int]:
     return [group.channels - less for less in LADDER if group.channels - less >= floor]
 
 
-def _narrowed(groups: ChannelGroups, index: int, width: int) -> WidthVector:
-    full = groups.full().kept
-    return WidthVector(groups.names, (*full[:index], width, *full[index + 1 :]))
+def narrowed(groups: ChannelGroups, kept: Mapping[str, int]) -> WidthVector:
+    """All groups whole but those that `kept` names."""
+    full = groups.full()
+    pairs = zip(full.groups, full.kept, strict=True)
+    return WidthVector(full.groups, tuple(kept.get(name, width) for name, width in pairs))
 
 
 def _costliest(skeleton: Skeleton) -> list[int]:

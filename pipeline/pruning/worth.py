@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.branches import Branch
+from calibration.cliffs import narrowed
 from calibration.widths import ChannelGroups, WidthVector
 
 Scores = Mapping[str, NDArray[np.float64]]  # group -> (channels,), higher is kept
@@ -126,13 +127,12 @@ def measure_losses(
     `on_done(done, total)` is called after each. One group at a time tells apart what pruning by
     number confounds; that losses add up is an assumption, and holds less the more goes.
     """
-    full = groups.full()
     asked = {
-        (group.name, kept): _narrowed(full, {group.name: kept})
+        (group.name, kept): narrowed(groups, {group.name: kept})
         for group in groups.prunable
         for kept in _asked(allowed[group.name], group.channels)
     }
-    gone = {b.name: _narrowed(full, dict.fromkeys(b.groups, 0)) for b in groups.branches}
+    gone = {b.name: narrowed(groups, dict.fromkeys(b.groups, 0)) for b in groups.branches}
     total, guessing = 1 + len(asked) + len(gone), math.log(classes)
     counter = itertools.count(1)
 
@@ -141,7 +141,7 @@ def measure_losses(
         on_done(next(counter), total)
         return found if math.isfinite(found) else guessing
 
-    dense = told(full)
+    dense = told(groups.full())
     found: dict[str, dict[int, float]] = {group.name: {} for group in groups.prunable}
     for (name, kept), widths in asked.items():
         found[name][kept] = told(widths)
@@ -154,8 +154,3 @@ def _asked(allowed: Iterable[int], channels: int) -> list[int]:
     widths = sorted(allowed)
     near = {min(widths, key=lambda width: abs(width - share * channels)) for share in SHARES}
     return sorted((near | {widths[0]}) - {channels})
-
-
-def _narrowed(full: WidthVector, kept: Mapping[str, int]) -> WidthVector:
-    pairs = zip(full.groups, full.kept, strict=True)
-    return WidthVector(full.groups, tuple(kept.get(name, width) for name, width in pairs))

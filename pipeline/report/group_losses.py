@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from pipeline.report.documents import Document
-from pipeline.report.plots import ORANGE, Figure, axis, trace
+from pipeline.report.plots import ORANGE, Figure, axis, label_of, trace
 
 ROW, ROWS, MOST = 28, 130, 2400  # pixels: of a group, of all else, of the figure
 COLORS: dict[str, Any] = {
@@ -56,7 +55,7 @@ def _rows(
     rises = [min(loss, losses["guessing"]) - losses["dense"] for *_, loss in found]
     one = trace(name, rises, [], color=ORANGE, mode="markers")
     return one | {
-        "y": [html.escape(group, quote=False) for group, *_ in found],  # plotly reads tags
+        "y": [label_of(group) for group, *_ in found],
         "text": [f"{kept} of {full[group]} channels" for group, kept, _ in found],
         "marker": marker,
     }

@@ -93,7 +93,7 @@ def _band(ends: Any) -> dict[str, Any]:
 def widths(prune: Document) -> Figure:
     """Channels of each group before and after."""
     groups = prune["widths"]
-    names = [html.escape(item["group"], quote=False) for item in groups]  # plotly reads tags
+    names = [label_of(item["group"]) for item in groups]
     traces = [
         {
             "type": "bar",
@@ -232,6 +232,11 @@ def _budget_line(budget_ms: float) -> dict[str, Any]:
 
 def _in_ms(found: Sequence[Document], key: str, anchor_ms: float) -> Any:
     return np.array([item[key] for item in found], np.float64) * anchor_ms
+
+
+def label_of(name: str) -> str:
+    """The name as text: plotly reads tags."""
+    return html.escape(name, quote=False)
 
 
 def axis(title: str) -> dict[str, Any]:

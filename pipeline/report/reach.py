@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
-
 from pipeline.report.documents import Document
 from pipeline.report.numbers import count, ms, percent, times
-from pipeline.report.plots import BLUE, GREEN, GREY, ORANGE, Figure, axis, trace
+from pipeline.report.plots import BLUE, GREEN, GREY, ORANGE, Figure, axis, label_of, trace
 from pipeline.report.tables import Table
 
 COLORS = (BLUE, ORANGE, GREEN, GREY)
@@ -75,7 +73,7 @@ def cliff_figure(calibration: Document) -> Figure | None:
     traces = []
     for item, color in zip(swept, COLORS * len(swept), strict=False):
         gone = [item["channels"] - width for width in item["widths"]]
-        name = html.escape(item["group"], quote=False)
+        name = label_of(item["group"])
         shares = [100 * ratio for ratio in item["ratios"]]
         bars = {"type": "data", "array": [100 * error for error in item["errors"]], "thickness": 1}
         traces.append(trace(name, gone, shares, color=color) | {"error_y": bars})

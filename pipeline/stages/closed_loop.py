@@ -56,7 +56,7 @@ class Limit:
         return cls(budget, budget_ms, budget_ms / tail)
 
     def least_ms(self, margin: float) -> float:
-        """What a plan wastes none of that is to lie the `margin` below the budget."""
+        """What a plan must take at least that is to lie the `margin` below the budget."""
         return self.p50_ms * min(WASTEFUL, AIMED * (1 - margin))
 
     def to_json(self) -> dict[str, Any]:

@@ -110,10 +110,8 @@ class Solving:
 
     def _by_loss(self) -> Worth:
         """Of the model as it is before any training of its gates."""
-        self._worth, scores = None, self.pruner.scores()
-        found = group_losses(
-            self.context, self.model, self._selector(self.lpnet.predict_ms), scores
-        )
+        selector, scores = self._selector(self.lpnet.predict_ms), self.pruner.scores()
+        found = group_losses(self.context, self.model, selector, scores)
         return found.worth(self.skeleton.groups, scores)
 
     def _steps(self) -> Mapping[str, int]:
