@@ -26,6 +26,8 @@ def check(result: dict[str, Any]) -> str:
         ]
     if "live" in result:
         lines += [_live(result["live"]), ""]
+    if "replay" in result:
+        lines += [_replayed(result["replay"]), ""]
     if "monte_carlo" in result:
         lines += _simulated(result["monte_carlo"])
     return "\n".join(lines)
@@ -51,6 +53,19 @@ def _live(found: dict[str, Any]) -> str:
         most = 1 - 0.05 ** (1 / alike["checks"])
         told = f"No false alarm in {alike['checks']} says: fewer than {most:.1%} (95 %)."
     return f"A live check took {found['seconds_median']:.0f} s (median). {told}"
+
+
+def _replayed(found: dict[str, Any]) -> str:
+    """How much was recorded, and that many checks of it are not as many independent ones."""
+    rows = [row for conditions in found["cases"].values() for row in conditions.values()]
+    blocks = min(row["blocks"] for row in rows)
+    most = max(row["mean_processes"] for row in rows)
+    return (
+        f"Replayed from {blocks} processes of each engine, quiet, and {blocks} beside bursts, in "
+        f"stretches of recorded order. A check takes {most:.0f} of them on average where it takes "
+        f"most, so {blocks} are {blocks / most:.0f} checks that share nothing: the shares are "
+        "those of this record, no bound for all days."
+    )
 
 
 def _measured(layer: str, result: dict[str, Any]) -> Iterator[str]:

@@ -75,6 +75,7 @@ def test_the_readme_shows_whichever_layers_there_are() -> None:
     silent = alarms([block(2.0)], [block(2.0)])
     live = {"verdict": "pass", "wall_s": 12.0, "processes": 10, "rivals": silent}
     replayed = replay(pool(1.06, 0), pool(1.0, 1), checks=10, most=40, seed=0)
+    replayed |= {"blocks": 60, "mean_processes": 12.0}
     truth = {"slowdown": {"same": 0.001, "5%": 0.052}}
     result = {
         "live": {
@@ -89,11 +90,13 @@ def test_the_readme_shows_whichever_layers_there_are() -> None:
     assert "True slowdowns, measured long: same: +0.1%, 5%: +5.2%." in text
     assert "| A/A, nothing else running | 2 | 100.0% | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% |" in text
     assert "| 5%, bursts on any core, replayed | 10 | 0.0% | 100.0% |" in text
+    assert "Replayed from 60 processes of each engine" in text
+    assert "so 60 are 5 checks that share nothing" in text
     assert "took 12 s (median). No false alarm in 2 says: fewer than 77.6% (95 %)." in text
     result["live"]["cases"]["A/A"]["both"]["shares"]["regression"] = 0.5
     assert "(median). 1 of 2 were false alarms." in readme_check.check(result)
     assert "Simulated" not in text
-    assert "replayed" not in readme_check.check({"live": result["live"]})
+    assert "eplayed" not in readme_check.check({"live": result["live"]})
     assert readme_check.check({}) == ""
 
 
