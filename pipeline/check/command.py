@@ -148,7 +148,7 @@ def _judge(result: CheckResult) -> None:
             fix='make it as good as before, or take a slowdown: --accept "why" --history FILE',
         )
     if result.verdict == "inconclusive":
-        causes = "; ".join(f"{gate.cause}: {gate.detail}" for gate in wrong)
+        causes = "; ".join(dict.fromkeys(f"{gate.cause}: {gate.detail}" for gate in wrong))
         raise InconclusiveError(
             f"inconclusive: {told} ({causes})",
             fix="free the machine, raise --time and --processes, or widen --margin",

@@ -39,6 +39,7 @@ class Limits:
     slowdown: float | None = None  # share by which the candidate may be slower than the baseline
     budget_ms: float | None = None
     percentile: int = 50
+    certified_ms: float | None = None  # the baseline's, on this very set-up
 
 
 @dataclass(frozen=True)
@@ -84,17 +85,43 @@ class Trial:
             limit = math.log1p(self.limits.slowdown)
             found["slowdown"] = side_of(self.boundary.interval(self.log_ratios()), limit)
         if self.limits.budget_ms is not None:
-            interval = self.boundary.interval(self.block_ms("candidate"))
-            found["budget"] = side_of(interval, self.limits.budget_ms)
+            found["budget"] = "inconclusive" if self.slow_machine else self._by_the_clock()
         return found
+
+    @property
+    def slow_machine(self) -> bool:
+        """Over the budget by the clock, but not beside a baseline that was once certified here.
+
+        Neighbours slow both engines: what they cost is no regression of the candidate's.
+        """
+        if self.limits.budget_ms is None or self.limits.certified_ms is None:
+            return False
+        return self._by_the_clock() == "regression" != self._as_certified()
+
+    def as_certified_ms(self) -> NDArray[np.float64]:
+        """The candidate, were the baseline as fast as certified, (processes,)."""
+        assert self.limits.certified_ms is not None
+        return self.limits.certified_ms * np.exp(self.log_ratios())
+
+    def _by_the_clock(self) -> Verdict:
+        return self._of_budget(self.block_ms("candidate"))
+
+    def _as_certified(self) -> Verdict:
+        return self._of_budget(self.as_certified_ms())
+
+    def _of_budget(self, values: NDArray[np.float64]) -> Verdict:
+        assert self.limits.budget_ms is not None
+        return side_of(self.boundary.interval(values), self.limits.budget_ms)
 
     @property
     def is_decided(self) -> bool:
         """Whether more processes cannot change the overall verdict."""
-        verdicts = self.verdicts().values()
-        if "regression" in verdicts:
+        verdicts = self.verdicts()
+        if "regression" in verdicts.values():
             return True
-        return bool(verdicts) and "inconclusive" not in verdicts
+        if self.slow_machine and self._as_certified() == "pass":
+            del verdicts["budget"]  # more processes make no machine faster
+        return bool(verdicts) and "inconclusive" not in verdicts.values()
 
     def latency(self, name: str) -> Latency:
         per_block = self.block_ms(name)
@@ -197,6 +224,8 @@ def _explained(
     """The same gate; if it is inconclusive, with its cause and what could have been seen."""
     if gate.verdict != "inconclusive":
         return gate
+    if gate.name == "budget" and trial.slow_machine:
+        return replace(gate, cause="machine", detail=_slowed(trial))
     interval = trial.boundary.interval(logs)
     cause, detail = _cause(trial, ended, interval, limit)
     if interval is not None:
@@ -223,6 +252,17 @@ def _cause(
     if ended == "time":
         return "time limit", f"after {ran} processes the interval still held the limit"
     return "noise", f"after {ran} processes the interval is still {math.expm1(width):.1%} wide"
+
+
+def _slowed(trial: Trial) -> str:
+    """How much slower the machine is than when the baseline was certified on it."""
+    certified, now = trial.limits.certified_ms, float(np.median(trial.block_ms("baseline")))
+    assert certified is not None
+    beside = float(np.median(trial.as_certified_ms()))
+    return (
+        f"the baseline, certified at {ms(certified)} ms, takes {ms(now)} ms here now; beside it "
+        f"the candidate is at {ms(beside)} ms"
+    )
 
 
 def _disturbances(blocks: BlockRun) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pipeline.check.course import Course
 
 Verdict = Literal["pass", "regression", "inconclusive"]
-Cause = Literal["", "noise", "doubts", "time limit", "margin"]  # why there is no verdict
+Cause = Literal["", "noise", "doubts", "time limit", "margin", "machine"]  # why there is no verdict
 SCHEMA = 1
 
 

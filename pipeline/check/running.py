@@ -22,6 +22,7 @@ from pipeline.check.result import CheckResult, Gate, Subject
 from pipeline.check.sides import BuildWish, Side, Sides, image_size_of, open_sides
 from pipeline.errors import BundleError, DeployError, InconclusiveError
 from pipeline.hanging import Watch
+from pipeline.recheck import stated
 from targets.blocks import BlockRun
 from targets.fingerprint import Fingerprint
 
@@ -130,7 +131,7 @@ def _limits(
     """What the latency may be, and notes on how that came about."""
     percentile = _percentile(request, sides)
     budget_ms, notes = _budget_ms(request, sides.candidate, here)
-    slowdown = None
+    slowdown = certified_ms = None
     if sides.baseline is not None:
         floor = read_floors(request.noise).get(here.digest())
         margin, raised = settled_margin(request.options.margin, floor)
@@ -138,11 +139,22 @@ def _limits(
         accepted, told = accepted_level(past, series)
         slowdown = (1 + accepted) * (1 + margin) - 1
         notes = (*notes, *filter(None, (raised, told)))
+        certified_ms = _certified_ms(sides.baseline, here, percentile)
     elif budget_ms is None:
         raise DeployError(
             "there is nothing to hold the candidate against", fix="give --against or --budget"
         )
-    return Limits(slowdown, budget_ms, percentile), notes
+    return Limits(slowdown, budget_ms, percentile, certified_ms), notes
+
+
+def _certified_ms(side: Side, here: Fingerprint, percentile: int) -> float | None:
+    """What a bundle's certificate says that it takes on this very set-up, if it does."""
+    if side.certificate is None or side.certified_elsewhere(here):
+        return None
+    try:
+        return stated(side.certificate, "latency_ms", "engine", f"p{percentile}")
+    except BundleError:  # a tail is certified only where the calls were enough
+        return None
 
 
 def _percentile(request: Request, sides: Sides) -> int:

@@ -155,6 +155,25 @@ def test_a_relative_budget_counts_where_it_was_settled_only(
     assert "candidate: measured here anew, certified on another set-up (device" in beside.stdout
 
 
+def test_neighbours_of_a_certified_baseline_are_no_regression(
+    run: Run, measured: Script, tmp_path: Path
+) -> None:
+    measured(noisy(1.0, 0.003))  # of 2 ms each
+    certificate = (
+        b'{"schema": 1, "budget": "0.6x", "budget_ms": 1.5, "percentile": "p50",'
+        b' "latency_ms": {"engine": {"p50": %s}}}'
+    )
+    candidate, baseline, untold = (
+        bundle_of(tmp_path / name, certificate=certificate % p50)
+        for name, p50 in (("candidate", b"1.4"), ("baseline", b"1.4"), ("untold", b"null"))
+    )
+    assert run(candidate, "--budget", "1.5ms").exit_code == 1
+    assert run(candidate, "--against", untold).exit_code == 1
+    beside = run(candidate, "--against", baseline)
+    assert beside.exit_code == 3
+    assert "budget: inconclusive (machine): the baseline, certified at 1.400 ms" in beside.stdout
+
+
 @pytest.mark.parametrize(
     "certificate",
     [

@@ -142,6 +142,36 @@ def test_budget_is_judged_in_ms_beside_the_slowdown() -> None:
     assert budget.value == pytest.approx(2.0, rel=0.01)
 
 
+# blocks of `blocks_of` take 2 ms times the ratio, those of the baseline 2 ms
+@pytest.mark.parametrize(
+    ("ratio", "certified_ms", "verdict", "cause"),
+    [
+        (1.0, 1.4, "inconclusive", "machine"),  # at 1.4 ms beside its baseline, which is slower now
+        (1.0, 1.6, "regression", ""),  # over the budget beside the certified baseline, too
+        (1.1, 1.4, "regression", ""),  # slower than its baseline, and so over the budget
+        (0.7, 1.4, "pass", ""),  # within it by the clock, whatever the machine does
+        (1.0, None, "regression", ""),  # nothing was certified here
+    ],
+)
+def test_a_slower_machine_is_not_blamed_on_the_candidate(
+    ratio: float, certified_ms: float | None, verdict: str, cause: str
+) -> None:
+    found = trial(noisy(ratio, 0.003, n=20), slowdown=0.2, budget_ms=1.5, certified_ms=certified_ms)
+    assert found.verdicts() == {"slowdown": "pass", "budget": verdict}
+    assert found.is_decided
+    budget = gates_of(found, "verdict")[1]
+    assert (budget.verdict, budget.cause) == (verdict, cause)
+    if cause:
+        assert budget.detail.startswith("the baseline, certified at 1.400 ms, takes 2.000 ms here")
+        assert budget.detail.endswith("beside it the candidate is at 1.399 ms")
+
+
+def test_a_slower_machine_whose_effect_is_unclear_is_measured_on() -> None:
+    found = trial(noisy(1.0, 0.003, n=20), slowdown=0.2, budget_ms=1.5, certified_ms=1.5)
+    assert found.slow_machine
+    assert not found.is_decided
+
+
 def test_a_regression_ends_the_check_though_another_gate_is_open() -> None:
     found = trial(noisy(1.2, 0.003, n=12), slowdown=0.025, budget_ms=2.4)
     assert found.is_decided
