@@ -19,9 +19,9 @@ from benchmarks.faults_run import (
     measured,
     plan_of,
     require_whole,
-    scratch_folders,
     stage_at_the_end,
 )
+from calibration.measure import abandoned
 
 LOOK_S = 0.02
 CHECKS = ("bundle", "plan", "same", "rows", "whole", "tidy", "told")
@@ -84,7 +84,7 @@ def killed_run(target: str, number: int, seed: int, folder: Path, *, like: Proje
         return None
     kill(process)
     stage, whole = _stage_of(project), faults_of_final_names(project.run)
-    rows, scratch = measured(project.run), scratch_folders()
+    rows, scratch = measured(project.run), set(abandoned())
     said = project.line(target)
     faults = {"whole": "; ".join(whole)} if whole else {}
     if said.code != 0:
@@ -96,8 +96,8 @@ def killed_run(target: str, number: int, seed: int, folder: Path, *, like: Proje
     lost = sum(kept.get(key) != row for key, row in rows.items())
     if lost:
         faults["rows"] = f"{lost} of {len(rows)} lost"
-    # others measure here, too: what was there when it was killed and still is, is its own
-    if left := {path.name for path in scratch & scratch_folders()}:
+    # others measure here, too: what nobody held when it was killed, and nobody does now, is its own
+    if left := {path.name for path in scratch.intersection(abandoned())}:
         faults["tidy"] = f"{faults.get('tidy', '')} {sorted(left)} in memory".strip()
     return Kill(number, at_s, stage, len(rows), lost, said.code, said.seconds, faults)
 

@@ -16,7 +16,6 @@ from pipeline.errors import BundleError
 from pipeline.files import digest, digests
 
 RECORD, LOCK = "stage.json", ".lock"
-SCRATCH = Path("/dev/shm")
 # files of a bundle that cannot repeat, and why; certificates are compared without their clocks
 VARYING = {
     "certificate.json": "the time that a build took; on `ort-cpu` every latency",
@@ -70,11 +69,6 @@ def leftovers(folder: Path) -> list[str]:
         if name != LOCK
         and (name.rpartition("/")[2].startswith(".") or ".partial" in name or name.endswith("-wal"))
     )
-
-
-def scratch_folders() -> set[Path]:
-    """Where candidates are built; a run that was killed may have left one."""
-    return set(SCRATCH.glob("wgates-*"))
 
 
 def require_whole(project: Project) -> Bundle:

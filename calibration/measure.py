@@ -119,12 +119,8 @@ def scratch(parent: Path | None) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def remove_abandoned(parent: Path = MEMORY, *, older_than_s: float = 2.0) -> int:
-    """Remove folders of processes that were killed, which would keep memory for ever; how many.
-
-    A folder that is locked is in use, and one that is young may be about to be locked.
-    """
-    removed = 0
+def abandoned(parent: Path = MEMORY, *, older_than_s: float = 0.0) -> Iterator[Path]:
+    """Folders of candidates that no process holds; each is locked while the caller looks at it."""
     for folder in parent.glob(f"{SCRATCH}*"):
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -133,12 +129,22 @@ def remove_abandoned(parent: Path = MEMORY, *, older_than_s: float = 2.0) -> int
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(descriptor).st_mtime >= older_than_s:
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+                yield folder
         except BlockingIOError:
             pass
         finally:
             os.close(descriptor)
+
+
+def remove_abandoned(parent: Path = MEMORY, *, older_than_s: float = 2.0) -> int:
+    """Remove folders of processes that were killed, which would keep memory for ever; how many.
+
+    One that is young may be about to be locked.
+    """
+    removed = 0
+    for folder in abandoned(parent, older_than_s=older_than_s):
+        shutil.rmtree(folder, ignore_errors=True)
+        removed += 1
     return removed
 
 

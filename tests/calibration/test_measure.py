@@ -10,7 +10,7 @@ import pytest
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
-from calibration.measure import LONGEST_S, Bench, measure_all, remove_abandoned, scratch
+from calibration.measure import LONGEST_S, Bench, abandoned, measure_all, remove_abandoned, scratch
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -196,11 +196,12 @@ def test_a_machine_without_such_a_folder_uses_the_disk(
 
 
 def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
-    abandoned, other = tmp_path / "wgates-left", tmp_path / "other"
-    for folder in (abandoned, other):
+    left, other = tmp_path / "wgates-left", tmp_path / "other"
+    for folder in (left, other):
         folder.mkdir()
         (folder / "candidate.onnx").write_bytes(b"engine")
     with scratch(tmp_path) as in_use:
+        assert list(abandoned(tmp_path)) == [left]
         assert remove_abandoned(tmp_path) == 0  # too young
         assert remove_abandoned(tmp_path, older_than_s=0) == 1
         assert sorted(tmp_path.iterdir()) == sorted([in_use, other])
