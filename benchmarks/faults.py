@@ -2,7 +2,7 @@
 
 python -m benchmarks.faults --work DIR                # all of it; goes on where it was ended
 python -m benchmarks.faults --work DIR --kills 10 --only disk,images
-python -m benchmarks.faults --render                  # docs/reliability.md from the result file
+python -m benchmarks.faults --render                  # docs/reliability.md, of fuzz.json as well
 python -m benchmarks.faults --check                   # fails if that page does not follow from it
 
 The seed draws the times of the kills. A trial's folder is kept if it surprised.
@@ -29,7 +29,7 @@ from benchmarks.faults_page import PAGE, render
 from benchmarks.faults_place import Fault, Place
 from benchmarks.faults_project import LINES, Project, SurpriseError, UntriedError
 
-RESULT = "faults.json"
+RESULT, FUZZ = "faults.json", "fuzz.json"
 KILLS = 50  # of each line
 MOST_EARLY = 3  # runs, for each that is killed, which may end before they are
 FAULTS: tuple[Fault, ...] = (*faults_disks.FAULTS, *faults_processes.FAULTS, *faults_images.FAULTS)
@@ -171,7 +171,7 @@ def write_page() -> None:
 
 
 def _rendered() -> str:
-    return render(json.loads((RESULTS / RESULT).read_text(encoding="utf-8")))
+    return render(*(json.loads((RESULTS / name).read_text("utf-8")) for name in (RESULT, FUZZ)))
 
 
 def main() -> int:

@@ -275,24 +275,39 @@ def result(outcome: str = "expected", **faults_found: str) -> dict[str, Any]:
     }
 
 
+def fuzzed(failures: int = 0) -> dict[str, Any]:
+    outcomes = {"refused": 1990 - failures, "same": 10, "hung": failures}
+    return {
+        "environment": {"commit": "fedcba9876"},
+        "subjects": {
+            "bundle": {"trials": 2000, "outcomes": outcomes, "failure_count": failures},
+            "plan.json": {"trials": 50, "outcomes": {"other": 50}, "failure_count": 0},
+        },
+    }
+
+
 def test_the_page_counts() -> None:
-    page = render(result())
+    page = render(result(), fuzzed())
     assert "## Killed at a random time: 5 runs" in page
     assert "| Measurements stored when they were killed | 63 | 42 |" in page
     assert page.count("| 3 of 3 | 2 of 2 |") == len(CHECKS)
     assert "| The disk is full. | a line | 2 | 2 |" in page
     assert surprises(result()) == 0
+    assert "## Damaged files: 2,050" in page
+    assert "fuzz.json` (commit fedcba9)" in page
+    assert "| bundle | 2,000 | 1,990 | 10 | 0 | 0 |\n| plan.json | 50 | 0 | 0 | 50 | 0 |" in page
 
 
 def test_the_page_tells_what_failed() -> None:
-    page = render(result("surprise", same="plan.json"))
+    page = render(result("surprise", same="plan.json"), fuzzed(failures=3))
+    assert "| bundle | 2,000 | 1,987 | 10 | 0 | 3 |" in page
     assert page.count("| 0 of 3 | 2 of 2 |") == 1
     assert "| The disk is full. | a line | 2 | 0 |" in page
     assert surprises(result("surprise", same="plan.json")) == 5
 
 
 def test_the_page_tells_what_was_not_tried() -> None:
-    page = render(result("untried"))
+    page = render(result("untried"), fuzzed())
     assert "| a line | 0 |" not in page
     assert "Not tried on this machine:\n\n- The disk is full." in page
 
@@ -304,6 +319,7 @@ def test_check_fails_on_a_page_that_was_edited(
     monkeypatch.setattr(faults, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(sys, "argv", ["faults", "--check"])
     (tmp_path / faults.RESULT).write_text(json.dumps(result()))
+    (tmp_path / faults.FUZZ).write_text(json.dumps(fuzzed()))
     faults.write_page()
     assert faults.main() == 0
     edited = (tmp_path / "page.md").read_text().replace("| 3 of 3 |", "| 4 of 4 |")
@@ -312,8 +328,7 @@ def test_check_fails_on_a_page_that_was_edited(
 
 
 def test_the_committed_page_follows_from_the_result() -> None:
-    document = json.loads((faults.RESULTS / faults.RESULT).read_text(encoding="utf-8"))
-    assert PAGE.read_text(encoding="utf-8") == render(document)
+    assert PAGE.read_text(encoding="utf-8") == faults._rendered()
 
 
 def test_every_fault_has_a_place_on_the_page() -> None:
