@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.data.base import ImageData, Part, Split
 from pipeline.errors import TrainingError
 from pipeline.files import write_atomically
 
 EVALUATION_BATCH = 256
+LEAST_PART = 2  # images: a batch norm cannot be trained on one
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,20 @@ class BestByValidation:
             return float(file.metadata()["val_top1"])
 
 
-def top1(
-    model: nn.Module,
-    data: ImageData,
-    split: Split,
-    fabric: Fabric,
-    *,
-    around: AbstractContextManager[None] | None = None,
-) -> Top1:
-    """Top-1 of the model, in eval mode, over a whole split."""
+def top1(model: nn.Module, data: ImageData, split: Split, fabric: Fabric) -> Top1:
+    """Top-1 of the model, in eval mode, over a whole split; TrainingError where memory is short."""
     was_training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=fabric.device)
-    part = Part(rank=fabric.global_rank, of=fabric.world_size)
-    with torch.no_grad(), fabric.autocast(), around or nullcontext(), _memory_told():
+    part, at_once = Part(rank=fabric.global_rank, of=fabric.world_size), EVALUATION_BATCH
+    with torch.no_grad(), fabric.autocast(), memory_told("for top-1"):
         for images, labels in data.on(fabric.device).batches_part(split, EVALUATION_BATCH, part):
-            predicted = model(images.to(fabric.device)).argmax(1)
+            there = images.to(fabric.device)
+
+            def classes(at_once: int, images: Tensor = there) -> Tensor:
+                return torch.cat([model(some).argmax(1) for some in torch.split(images, at_once)])
+
+            predicted, at_once = with_memory(classes, at_once)
             right += (predicted == labels.to(fabric.device)).sum()
     model.train(was_training)
     if fabric.world_size > 1:
@@ -81,15 +83,34 @@ def top1(
     return Top1(int(right) / count, count)
 
 
+def with_memory(
+    attempt: Callable[[int], Result], at_once: int, least: int = 1
+) -> tuple[Result, int]:
+    """What `attempt` gives with as many images at once as memory holds, and that number.
+
+    It is called again with half as many each time that memory runs out, down to `least`.
+    """
+    while True:
+        try:
+            return attempt(at_once), at_once
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or at_once <= least:
+                raise
+        # outside of the handler, whose traceback holds on to the activations
+        torch.cuda.empty_cache()
+        at_once = max(least, at_once // 2)
+
+
 @contextmanager
-def _memory_told() -> Iterator[None]:
+def memory_told(what: str) -> Iterator[None]:
+    """Within the block memory that runs out is a TrainingError."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"for top-1, {EVALUATION_BATCH} images at once do not fit into the device's memory",
+            f"{what}: not even the fewest images at once fit into the device's memory",
             fix="use smaller images, or another --device",
         ) from error
 
@@ -129,19 +150,25 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def recalibrate_batch_norm(
     model: nn.Module, data: ImageData, fabric: Fabric, *, batch: int, batches: int = 50
 ) -> None:
-    """Replace running statistics by plain averages over training batches, weights untouched."""
+    """Replace running statistics by plain averages over training batches, weights untouched.
+
+    Where memory is short over smaller batches, as many images in all; TrainingError where there is
+    none for `LEAST_PART` of them.
+    """
     norms = batch_norms(model)
     before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average, so that the order does not matter
     model.train()
-    with torch.no_grad(), fabric.autocast():
-        found = data.on(fabric.device).train_batches(batch, seed=0, epoch=0)
-        for index, (images, _) in enumerate(found):
-            if index == batches:
-                break
+
+    def averaged(at_once: int) -> None:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average, so that the order does not matter
+        found = data.on(fabric.device).train_batches(at_once, seed=0, epoch=0)
+        for images, _ in islice(found, batches * batch // at_once):
             model(images.to(fabric.device))
+
+    with torch.no_grad(), fabric.autocast(), memory_told("for the statistics of batch norms"):
+        with_memory(averaged, batch, LEAST_PART)
     model.eval()
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from calibration.widths import WidthVector
-from pipeline.evaluation import batch_statistics
+from pipeline.evaluation import batch_statistics, memory_told
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
 from pipeline.pruning.select import Selector
@@ -50,7 +50,7 @@ def _measured(context: Context, model: nn.Module, selector: Selector, scores: Sc
             lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
         return float(torch.stack(lost).sum()) / len(images)
 
-    with batch_statistics(model):
+    with batch_statistics(model), memory_told("for groups' losses"):
         return measure_losses(
             groups,
             {group.name: selector.allowed(group) for group in groups.prunable},

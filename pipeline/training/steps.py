@@ -11,14 +11,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.evaluation import is_out_of_memory
+from pipeline.evaluation import LEAST_PART, is_out_of_memory
 from pipeline.training.processes import sum_gradients, total
 from pipeline.training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(images (n, C, H, W), labels (n,) or shares (n, classes)) -> scalar, a mean over the images."""
-
-LEAST_PART = 2  # images: batch norm cannot be trained on one
 
 
 class Steps:

@@ -116,8 +116,43 @@ def test_memory_that_runs_out_is_told(error: RuntimeError) -> None:
         def forward(self, images: Tensor) -> Tensor:
             raise error
 
-    with pytest.raises(TrainingError, match="for top-1, 256 images at once do not fit"):
+    with pytest.raises(TrainingError, match="for top-1: not even the fewest images at once fit"):
         top1(Greedy(), make_data(), "val", FABRIC)
+    greedy = nn.Sequential(nn.BatchNorm2d(1), Greedy())
+    with pytest.raises(TrainingError, match="for the statistics of batch norms: not even"):
+        recalibrate_batch_norm(greedy, make_data(), FABRIC, batch=16)
+
+
+class Limited(nn.Module):
+    """Holds so many images at once, and notes how many it was given."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.given: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.given.append(len(images))
+        return images
+
+
+def test_top1_takes_fewer_images_at_once_where_memory_is_short() -> None:
+    limited, model, data = Limited(5), make_model(), make_data()
+    found = top1(nn.Sequential(limited, model), data, "test", FABRIC)
+    assert found == top1(model, data, "test", FABRIC)
+    assert limited.given == [4, 4, 4]
+
+
+def test_statistics_are_of_as_many_images_where_memory_is_short() -> None:
+    limited, norm, data = Limited(8), nn.BatchNorm2d(1), make_data(train=64)
+    recalibrate_batch_norm(nn.Sequential(norm, limited), data, FABRIC, batch=32, batches=2)
+    assert limited.given == [8] * 8
+    assert int(norm.num_batches_tracked) == 8
+    whole = nn.BatchNorm2d(1)
+    recalibrate_batch_norm(nn.Sequential(whole), data, FABRIC, batch=8, batches=8)
+    torch.testing.assert_close(norm.running_mean, whole.running_mean)
 
 
 def test_another_fault_is_not_taken_for_memory() -> None:
