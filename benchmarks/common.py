@@ -24,16 +24,19 @@ PACKAGES = ("wgates", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "l
 
 def environment(target: str = "ort-cpu", threads: int = 1) -> dict[str, Any]:
     """Versions, the target's fingerprint and the commit that the numbers come from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "machine": load_target(target, TargetOptions(threads=threads)).fingerprint().to_json(),
     }
+
+
+def commit() -> str:
+    """The commit that lies checked out here; empty where git knows none."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def write_result(name: str, document: dict[str, Any]) -> None:

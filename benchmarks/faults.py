@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import faults_disks, faults_images, faults_processes
-from benchmarks.common import RESULTS, environment, write_result
+from benchmarks.common import RESULTS, commit, environment, write_result
 from benchmarks.faults_kills import Kill, killed_run, reference_run, require_like
 from benchmarks.faults_page import PAGE, render
 from benchmarks.faults_place import Fault, Place
@@ -47,7 +48,13 @@ class Log:
         lines = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
         return [line for line in lines if line["kind"] == kind]
 
+    def commits(self) -> dict[str, int]:
+        """How many trials were made at which commit, kills and runs that ended early among them."""
+        made = [line["commit"] for kind in ("kill", "trial") for line in self.all(kind)]
+        return dict(Counter(made).most_common())
+
     def add(self, kind: str, **values: Any) -> None:
+        values["commit"] = commit()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
         print(kind, json.dumps(values)[:300], flush=True)
@@ -138,6 +145,7 @@ class Study:
         return {
             "environment": environment(),
             "seed": self.seed,
+            "commits": self.log.commits(),
             "kills": {
                 line: {
                     "reference_s": self.seconds[line],

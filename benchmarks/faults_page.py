@@ -41,14 +41,15 @@ def render(result: Result, fuzz: Result) -> str:
 
 def _head(result: Result) -> list[str]:
     machine = result["environment"]["machine"]
+    made = ", ".join(f"{count} at {commit[:7]}" for commit, count in result["commits"].items())
     return [
         "# Reliability",
         "",
         "What happens to a run when something happens to it. Every line of these tables was tried "
         "from outside, by the console command, on a network of four convolutions and 240 digits; "
         "`python -m benchmarks.faults --work DIR` does it again, and this page is made from "
-        f"`benchmarks/results/faults.json` (commit {result['environment']['commit'][:7]}, "
-        f"{machine['device']}, seed {result['seed']}).",
+        f"`benchmarks/results/faults.json` (trials by commit: {made}; {machine['device']}, "
+        f"seed {result['seed']}).",
         "",
     ]
 

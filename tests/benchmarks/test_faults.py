@@ -263,8 +263,9 @@ def kills(count: int, **faults_found: str) -> dict[str, Any]:
 def result(outcome: str = "expected", **faults_found: str) -> dict[str, Any]:
     trial = {"number": 0, "outcome": outcome, "detail": "", "seconds": 1.0}
     return {
-        "environment": {"commit": "0123456789", "machine": {"device": "a processor"}},
+        "environment": {"machine": {"device": "a processor"}},
         "seed": 0,
+        "commits": {"0123456789": 6, "abcdef0123": 1},
         "kills": {"fake": kills(3, **faults_found), "ort-cpu": kills(2)},
         "faults": [
             {
@@ -292,6 +293,7 @@ def test_the_page_counts() -> None:
     assert "| Measurements stored when they were killed | 63 | 42 |" in page
     assert page.count("| 3 of 3 | 2 of 2 |") == len(CHECKS)
     assert "| The disk is full. | a line | 2 | 2 |" in page
+    assert "(trials by commit: 6 at 0123456, 1 at abcdef0; a processor, seed 0)" in page
     assert surprises(result()) == 0
     assert "## Damaged files: 2,050" in page
     assert "fuzz.json` (commit fedcba9)" in page
