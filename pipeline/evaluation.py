@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.files import write_atomically
 
 EVALUATION_BATCH = 256
 LEAST_PART = 2  # images: a batch norm cannot be trained on one
+ONEDNN_MEMORY = ("could not create a primitive", "could not create a memory object")
 Result = TypeVar("Result")
 
 
@@ -97,8 +99,17 @@ def with_memory(
             if not is_out_of_memory(error) or at_once <= least:
                 raise
         # outside of the handler, whose traceback holds on to the activations
-        torch.cuda.empty_cache()
+        give_memory_back()
         at_once = max(least, at_once // 2)
+
+
+def give_memory_back() -> None:
+    """What lies free: in torch's cache on a GPU; on the CPU in glibc's heap, which keeps it from
+    all that does not come from there, as the code that oneDNN makes for a size of batch."""
+    torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager
@@ -110,14 +121,21 @@ def memory_told(what: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"{what}: not even the fewest images at once fit into the device's memory",
+            f"{what}: not even the fewest images at once fit into the device's memory "
+            f"({str(error).strip().partition(chr(10))[0]})",
             fix="use smaller images, or another --device",
         ) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a GPU's memory torch raises a class of its own; of the CPU's, only the text says it."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of a GPU's memory torch raises a class of its own; of the CPU's, only the text says it.
+
+    oneDNN, which computes convolutions there, drops its status: that it could not create something
+    which it had already planned is what it says where an allocation fails.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or str(error).strip() in ONEDNN_MEMORY
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

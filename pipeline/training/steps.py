@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.evaluation import LEAST_PART, is_out_of_memory
+from pipeline.evaluation import LEAST_PART, give_memory_back, is_out_of_memory
 from pipeline.training.processes import sum_gradients, total
 from pipeline.training.recipe import Recipe
 
@@ -58,7 +58,7 @@ class Steps:
                     raise
                 self._shrink(len(images), error)
             # outside of the handler, whose traceback holds on to the activations
-            torch.cuda.empty_cache()
+            give_memory_back()
             with torch.no_grad():
                 for buffer, before in zip(self._trained.buffers(), buffers, strict=True):
                     buffer.copy_(before)
