@@ -23,6 +23,8 @@ from pipeline.files import write_atomically
 EVALUATION_BATCH = 256
 LEAST_PART = 2  # images: a batch norm cannot be trained on one
 ONEDNN_MEMORY = ("could not create a primitive", "could not create a memory object")
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BYTES = 1 << 20
 Result = TypeVar("Result")
 
 
@@ -104,12 +106,17 @@ def with_memory(
 
 
 def give_memory_back() -> None:
-    """What lies free: in torch's cache on a GPU; on the CPU in glibc's heap, which keeps it from
-    all that does not come from there, as the code that oneDNN makes for a size of batch."""
+    """What lies free: in torch's cache on a GPU, on the CPU in glibc's heap.
+
+    From then on glibc takes large tensors from the system, and gives each back, instead of keeping
+    them in its heap, where nothing else has a use for them, as the code that oneDNN makes for a
+    size of batch.
+    """
     torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's own
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc.malloc_trim(0)
 
 
 @contextmanager
