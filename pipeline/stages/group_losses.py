@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from calibration.widths import WidthVector
-from pipeline.evaluation import batch_statistics, memory_told
+from pipeline.evaluation import batch_statistics
+from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
 from pipeline.pruning.select import Selector
@@ -41,16 +42,17 @@ def _measured(context: Context, model: nn.Module, selector: Selector, scores: Sc
         part.to(fabric.device)
         for part in data.images("train", context.options(PruneOptions).worth_images)
     )
-    batches = -(-len(images) // (training.micro_batch or training.train_batch))
-    parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
-    def loss(widths: WidthVector) -> float:
-        plan = selector.plan(scores, widths.kept)
-        with torch.no_grad(), fabric.autocast(), masked(model, groups, plan):
-            lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
-        return float(torch.stack(lost).sum()) / len(images)
+    def measured(at_once: int) -> Losses:
+        batches = -(-len(images) // at_once)
+        parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
-    with batch_statistics(model), memory_told("for groups' losses"):
+        def loss(widths: WidthVector) -> float:
+            plan = selector.plan(scores, widths.kept)
+            with torch.no_grad(), fabric.autocast(), masked(model, groups, plan):
+                lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
+            return float(torch.stack(lost).sum()) / len(images)
+
         return measure_losses(
             groups,
             {group.name: selector.allowed(group) for group in groups.prunable},
@@ -58,3 +60,6 @@ def _measured(context: Context, model: nn.Module, selector: Selector, scores: Sc
             classes=len(data.card.classes),
             on_done=lambda done, total: context.reporter.progress("groups' losses", done, total),
         )
+
+    with batch_statistics(model), memory_told("for groups' losses"):
+        return with_memory(measured, training.micro_batch or training.train_batch, LEAST_PART)[0]

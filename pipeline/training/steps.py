@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.evaluation import LEAST_PART, give_memory_back, is_out_of_memory
+from pipeline.memory import LEAST_PART, give_memory_back, is_out_of_memory
 from pipeline.training.processes import sum_gradients, total
 from pipeline.training.recipe import Recipe
 
