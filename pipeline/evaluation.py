@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -66,11 +67,7 @@ def top1(model: nn.Module, data: ImageData, split: Split, fabric: Fabric) -> Top
     part, at_once = Part(rank=fabric.global_rank, of=fabric.world_size), EVALUATION_BATCH
     with torch.no_grad(), fabric.autocast(), memory_told("for top-1"):
         for images, labels in data.on(fabric.device).batches_part(split, EVALUATION_BATCH, part):
-            there = images.to(fabric.device)
-
-            def classes(at_once: int, images: Tensor = there) -> Tensor:
-                return torch.cat([model(some).argmax(1) for some in torch.split(images, at_once)])
-
+            classes = partial(_classes, model, images.to(fabric.device))
             predicted, at_once = with_memory(classes, at_once)
             right += (predicted == labels.to(fabric.device)).sum()
     model.train(was_training)
@@ -78,6 +75,11 @@ def top1(model: nn.Module, data: ImageData, split: Split, fabric: Fabric) -> Top
         torch.distributed.all_reduce(right)
     count = data.size(split)
     return Top1(int(right) / count, count)
+
+
+def _classes(model: nn.Module, images: Tensor, at_once: int) -> Tensor:
+    """The class of the largest logit, (n,), of so many images at once."""
+    return torch.cat([model(some).argmax(1) for some in torch.split(images, at_once)])
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
