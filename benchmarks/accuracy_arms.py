@@ -17,6 +17,7 @@ class Arm:
 BASELINES: dict[str, Arm] = {
     name: Arm(("--method", name)) for name in ("uniform", "l1", "group-norm", "bn-scale", "random")
 }
+SELECTED = ("l1", "group-norm", "bn-scale")  # by the selection that W-Gates is given to, too
 ABLATIONS: dict[str, Arm] = {
     "wgates tanh": Arm(("--surrogate", "tanh")),
     "wgates ste": Arm(("--surrogate", "ste")),

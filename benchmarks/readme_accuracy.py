@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
-from benchmarks.accuracy_arms import ABLATIONS
+from benchmarks.accuracy_arms import ABLATIONS, SELECTED
 from benchmarks.common import machines
 
 OURS = "wgates"
@@ -46,8 +46,9 @@ def _protocol(form: dict[str, Any]) -> str:
         "same images and order, the dense one's too; selected on validation (images that the given "
         "weights have seen), reported on test. l1, group-norm and bn-scale: LPNet, selection and "
         "closed loop as for W-Gates, with that score in the gates' place. tp: torch-pruning's own "
-        "pruners; they, uniform and random thin layers and remove no blocks. Cells: top-1 % and "
-        "the measured latency, all engines of a budget beside each other."
+        "pruners, one ratio for all layers, or its scores ranked across them (-global); they, "
+        "uniform and random thin layers and remove no blocks. Cells: top-1 % and the measured "
+        "latency, all engines of a budget beside each other."
     )
 
 
@@ -100,8 +101,8 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
         others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
         if OURS not in tops or not others:
             continue
-        best = max(others, key=lambda name: others[name])
-        beside = {f"the best baseline ({best})": others[best]}
+        apart = {name: top for name, top in others.items() if name not in SELECTED}
+        beside = _best("baseline", others) | _best("without this selection", apart)
         beside |= {name: top for name, top in tops.items() if name in ABLATIONS}
         beside["dense"] = dense
         leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
@@ -113,6 +114,12 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
     yield f"- Trained and measured on {machines(devices)}."
     brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
     yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
+
+
+def _best(kind: str, tops: dict[str, float]) -> dict[str, float]:
+    """The best arm, under a name that says of which kind it is; nothing if there is none."""
+    best = max(tops, key=lambda name: tops[name], default=None)
+    return {} if best is None else {f"the best {kind} ({best})": tops[best]}
 
 
 def _alike(seeds: list[dict[str, Any]], budget: str) -> str:

@@ -1,9 +1,12 @@
 """Plans by torch-pruning's own pruners, at a measured latency: baselines for the accuracy study.
 
-`tp-l1`: the L1 norm of each filter; `tp-group-norm`: GroupNormPruner, without its sparse training.
-Both take the same ratio from every layer, as its examples do, down to 8 channels: it rounds widths
-down, and leaves a layer whole that would be rounded to nothing. Only the groups that the skeleton
-lets be pruned are: the others' layers are ignored. Needs `pip install torch-pruning`.
+`tp-l1`: the L1 norm of each filter; `tp-group-norm`: GroupNormPruner; `tp-bn-scale`: BNScalePruner
+(Network Slimming, arXiv 1708.06519); none with its sparse training. The first two take the same
+ratio from every layer, as its examples do, down to 8 channels: it rounds widths down, and leaves a
+layer whole that would be rounded to nothing. Those that end in `-global` rank the channels of all
+layers by its scores with one another, as its recipes for CIFAR do; there a layer keeps at least 8
+channels and widths are rounded up. Only the groups that the skeleton lets be pruned are: the
+others' layers are ignored. Needs `pip install torch-pruning`.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch_pruning
+from numpy.typing import NDArray
 from torch import nn
 
 from calibration.candidates import Slicer
@@ -25,7 +30,22 @@ from targets.base import TargetOptions
 
 ROUND_TO = 8  # channels, as ours
 HALVINGS = 7
-METHODS = ("tp-l1", "tp-group-norm")
+GLOBAL = "-global"
+PRUNERS = {
+    "tp-l1": (
+        torch_pruning.pruner.BasePruner,
+        torch_pruning.importance.GroupMagnitudeImportance(p=1, group_reduction="first"),
+    ),
+    "tp-group-norm": (
+        torch_pruning.pruner.GroupNormPruner,
+        torch_pruning.importance.GroupMagnitudeImportance(p=2),
+    ),
+    "tp-bn-scale": (
+        torch_pruning.pruner.BNScalePruner,
+        torch_pruning.importance.BNScaleImportance(),
+    ),
+}
+METHODS = ("tp-l1", "tp-group-norm", *(f"{name}{GLOBAL}" for name in PRUNERS))
 
 
 def pruned_plan(model: nn.Module, skeleton: Skeleton, method: str, ratio: float) -> Plan:
@@ -33,39 +53,60 @@ def pruned_plan(model: nn.Module, skeleton: Skeleton, method: str, ratio: float)
     small = copy.deepcopy(model).eval()
     modules = dict(small.named_modules())
     groups = {group.name: group for group in skeleton.groups.prunable}
-    ignored = [
-        module
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d | nn.Linear) and name not in groups
-    ]
-    options: dict[str, Any] = {
-        "pruning_ratio_dict": {
-            modules[name]: min(ratio, 1 - ROUND_TO / group.channels)
-            for name, group in groups.items()
-        },
-        "ignored_layers": ignored,
-        "round_to": ROUND_TO,
-    }
-    example = torch.zeros(skeleton.input_shape)
-    magnitude = torch_pruning.importance.GroupMagnitudeImportance
-    if method == "tp-l1":
-        importance = magnitude(p=1, group_reduction="first")
-        pruner = torch_pruning.pruner.BasePruner(small, example, importance, **options)
-    else:
-        pruner = torch_pruning.pruner.GroupNormPruner(small, example, magnitude(p=2), **options)
-    gone: dict[str, set[int]] = {name: set() for name in groups}
     names = {id(modules[name]): name for name in groups}
+    options = {
+        "ignored_layers": [
+            module
+            for name, module in modules.items()
+            if isinstance(module, nn.Conv2d | nn.Linear) and name not in groups
+        ]
+    }
+    make, importance = PRUNERS[method.removesuffix(GLOBAL)]
+    example = torch.zeros(skeleton.input_shape)
+    if method.endswith(GLOBAL):
+        kept = _globally(make(small, example, importance, **options), names, ratio)
+    else:
+        options |= {
+            "pruning_ratio_dict": {
+                modules[name]: min(ratio, 1 - ROUND_TO / group.channels)
+                for name, group in groups.items()
+            },
+            "round_to": ROUND_TO,
+        }
+        kept = _locally(make(small, example, importance, **options), names, groups)
+    return Plan(skeleton.sha256, kept)
+
+
+def _locally(
+    pruner: Any, names: dict[int, str], groups: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """What the pruner keeps of each layer, pruned alone."""
+    gone: dict[str, set[int]] = {name: set() for name in groups}
     for group in pruner.step(interactive=True):
         for dependency, indices in group:
             name = names.get(id(dependency.target.module))
             if name and dependency.handler == torch_pruning.prune_conv_out_channels:
                 gone[name] |= set(indices)
         group.prune()
-    kept = {
+    return {
         name: tuple(sorted(set(range(group.channels)) - gone[name]))
         for name, group in groups.items()
     }
-    return Plan(skeleton.sha256, kept)
+
+
+def _globally(pruner: Any, names: dict[int, str], ratio: float) -> dict[str, tuple[int, ...]]:
+    """The best of all channels, by the pruner's scores, of each layer a multiple of ROUND_TO."""
+    scores: dict[str, NDArray[np.float64]] = {}
+    for group in pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers):
+        if name := names.get(id(group[0].dep.target.module)):
+            scores[name] = pruner.estimate_importance(group).double().numpy()
+    threshold = np.quantile(np.concatenate(list(scores.values())), ratio)
+    kept = {}
+    for name in names.values():
+        of = scores[name]
+        count = max(ROUND_TO, -(-int((of > threshold).sum()) // ROUND_TO) * ROUND_TO)
+        kept[name] = tuple(sorted(int(i) for i in np.argsort(-of, kind="stable")[:count]))
+    return kept
 
 
 def plan_at(run: Path, model: nn.Module, method: str, aim: float) -> tuple[Plan, dict[str, Any]]:

@@ -30,6 +30,11 @@ class HeldOutError:
     interval_90: float  # half width: 90 % of ratios measured / predicted lie in exp(+-this)
     interval_95: float
 
+    @property
+    def spread(self) -> float:
+        """Nine of ten ratios measured / predicted lie between 1 / spread and spread."""
+        return math.exp(self.interval_90)
+
     @classmethod
     def of(cls, predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> HeldOutError:
         """From (N,) held-out predictions and what was measured."""

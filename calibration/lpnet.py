@@ -109,7 +109,7 @@ class LPNet(nn.Module):
         Conformal: it holds for networks drawn as the measured ones were.
         """
         assert self.held_out is not None
-        middle, spread = self.predict_ms(kept), float(np.exp(self.held_out.interval_90))
+        middle, spread = self.predict_ms(kept), self.held_out.spread
         return middle / spread, middle * spread
 
     def save(self, folder: Path) -> None:

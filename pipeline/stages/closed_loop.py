@@ -186,10 +186,11 @@ class ClosedLoop:
         """Select and measure, correcting the aim by what the LPNet got wrong, until it fits.
 
         The selection favours plans that the LPNet flatters, so the first one tends to be slower
-        than predicted; a measurement costs seconds, an epoch of gates far more.
+        than predicted, and leaves room for that: once it is met, the round has a plan, and the next
+        ones make use of the room. A measurement costs seconds, an epoch of gates far more.
         """
         found: list[Round] = []
-        aim, bias = Aim(self.aim_ms), 1.0
+        aim, bias = Aim(self.cautious_ms()), 1.0
         for attempt in range(1, ATTEMPTS + 1):
             plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
             if any(item.plan == plan for item in found):
@@ -201,6 +202,12 @@ class ClosedLoop:
             bias *= found[-1].measured_ms / found[-1].predicted_ms
             aim = aim.after(found[-1], self.aim_ms / bias)
         return found
+
+    def cautious_ms(self) -> float:
+        """The aim of a plan that meets the budget even where the LPNet errs as it is known to."""
+        held_out = self.lpnet.held_out
+        assert held_out is not None
+        return min(self.aim_ms, self.limit.p50_ms / held_out.spread)
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         record = self.solving.measured(plan.widths())
