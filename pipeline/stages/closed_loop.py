@@ -82,21 +82,31 @@ class Round:
 
     @property
     def met(self) -> bool:
-        return self._within(1.0)
+        """Whether the whole interval lies within the limit."""
+        return self.measured_ms <= self.most_ms / SAFE
 
     @property
     def safe(self) -> bool:
         """Met with room for what the final measurement may differ by."""
-        return self._within(SAFE)
+        return self.measured_ms <= self.most_ms
+
+    @property
+    def most_ms(self) -> float:
+        """What a plan whose latency is known as well as this one's may measure and be safe."""
+        limit_ms = math.inf if self.limit_ms is None else self.limit_ms
+        return SAFE * limit_ms / (1 + self._above)
+
+    @property
+    def _above(self) -> float:
+        """How far the interval reaches above the ratio, as a share of it."""
+        return self.ratio_ci95[1] / self.ratio - 1
 
     def fits(self, least_ms: float) -> bool:
-        """Safe, and without giving accuracy away by being much faster than asked."""
-        return self.safe and self.measured_ms >= least_ms
+        """Safe, and without giving accuracy away by being much faster than asked.
 
-    def _within(self, share: float) -> bool:
-        """Whether the whole interval lies within that share of the limit."""
-        limit_ms = self.limit_ms
-        return limit_ms is None or self.ratio_ci95[1] * self.anchor_ms <= share * limit_ms
+        By how much can only be told as well as the latency is known.
+        """
+        return self.safe and self.measured_ms >= min(least_ms, self.most_ms * (1 - self._above))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -200,7 +210,7 @@ class ClosedLoop:
             if found[-1].fits(self.least_ms):
                 break
             bias *= found[-1].measured_ms / found[-1].predicted_ms
-            aim = aim.after(found[-1], self.aim_ms / bias)
+            aim = aim.after(found[-1], min(self.aim_ms, found[-1].most_ms) / bias)
         return found
 
     def cautious_ms(self) -> float:

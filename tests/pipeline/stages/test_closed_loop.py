@@ -52,9 +52,14 @@ class Bench:
     """A `Solving` whose runtime takes `factor` times what the LPNet predicts (or factor(ms))."""
 
     def __init__(
-        self, factor: float | Callable[[float], float], spread: float = 1.02, **options: Any
+        self,
+        factor: float | Callable[[float], float],
+        spread: float = 1.02,
+        half: float = 0.002,  # of the interval of a measured ratio
+        **options: Any,
     ) -> None:
         self.factor = factor if callable(factor) else lambda ms: factor
+        self.half = half
         self.options, self.skeleton = PruneOptions(**options), SKELETON
         self.target, self.lpnet = SimpleNamespace(channel_multiple=8), lpnet_of(spread)
         run = SimpleNamespace(event=lambda kind, **values: None)
@@ -72,7 +77,7 @@ class Bench:
     def measured(self, widths: WidthVector) -> Any:
         predicted = predicted_one_ms(widths)
         ratio = self.factor(predicted) * predicted / ANCHOR_MS
-        ends = (0.998 * ratio, 1.002 * ratio)
+        ends = ((1 - self.half) * ratio, (1 + self.half) * ratio)
         return SimpleNamespace(widths=widths, ratio=ratio, ratio_ci95=ends)
 
 
@@ -93,6 +98,14 @@ def test_a_plan_is_found_that_meets_the_budget_and_wastes_little(factor: float) 
 def test_a_plan_that_keeps_a_wide_margin_is_measured_once() -> None:
     rounds = loop_of(Bench(1.003, margin=Share(0.1)), 5.0).run()
     assert [round(item.measured_ms / 5.0, 2) for item in rounds] == [0.9]
+
+
+def test_a_latency_that_is_hardly_known_is_aimed_lower_at_once() -> None:
+    loop = loop_of(Bench(1.0, half=0.03), 5.0)
+    rounds = loop.run()
+    assert [item.met for item in rounds] == [False, True]
+    assert rounds[-1].ratio_ci95[1] * ANCHOR_MS == pytest.approx(0.99 * 5.0, rel=0.01)
+    assert rounds[-1].fits(loop.least_ms)
 
 
 def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful() -> None:
