@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks.budgets import missed
 
 PLANS = ("first", "taken")  # of a run: the plan that was tried first, and the one it took
-TURNED = 0.1  # what the order in which a process loads its engines may be worth without a word
 
 
 def budgets(result: dict[str, Any]) -> str:
@@ -37,24 +36,7 @@ def budgets(result: dict[str, Any]) -> str:
         for run in runs
         if run["complaint"]
     ]
-    remarks += [told for run in reached for told in _turned(run)]
     return "\n".join([*lines, *remarks, ""] if remarks else lines)
-
-
-def _turned(run: dict[str, Any]) -> list[str]:
-    """Said where a plan's ratio depends on whether its process loaded it before the dense engine.
-
-    `measure_blocks` turns the order round in every other process.
-    """
-    ratios = run["judged"]["taken"]["all"]
-    last, first = (median(ratios[start::2]) / run["budget"] for start in (0, 1))
-    apart = 1 - min(last, first) / max(last, first)
-    if apart <= TURNED:
-        return []
-    return [
-        f"- {run['case']} {run['budget']:g}x: {last:.3f} of the budget in processes that load the "
-        f"dense engine first, {first:.3f} in those that load it last ({apart:.0%} apart)."
-    ]
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> str:
