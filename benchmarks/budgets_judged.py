@@ -1,9 +1,9 @@
 """How fast a plan is, judged apart from the run that made it: built anew, in fresh processes.
 
 Neighbours slow a small network far more than the dense one, so that their ratio is not the
-machine's: only the calmer half of the rounds counts. Which half that is, all engines of a round
-tell together. The dense one alone must not: its process may have been lucky with where its memory
-came to lie, and where it was, any ratio to it is large.
+machine's: only the calmer half of the rounds counts. Which half that is, both engines tell
+together. The dense one alone must not: its process may have been lucky with where its memory came
+to lie, and where it was, any ratio to it is large.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from targets.blocks import BlockRun, measure_blocks
 from targets.statistics import bootstrap_ci95
 
 DENSE = "dense"
+LEAST = 1e-8  # variance of a log latency
 KNOWN, FEWEST = 0.01, 12  # half a ratio's 95 % interval; calmer rounds for it
 
 
@@ -74,9 +75,11 @@ class Judge:
 
 def calm_ratios(blocks: BlockRun, name: str) -> NDArray[np.float64]:
     """(n,) of the engine to the dense one, in the calmer half of the rounds."""
-    medians = {each: blocks.block_medians_ms(each) for each in blocks.blocks}
-    unrest = np.sum([np.log(of) for of in medians.values()], axis=0)
-    ratios: NDArray[np.float64] = medians[name] / medians[DENSE]
+    plan, dense = (np.log(blocks.block_medians_ms(each)) for each in (name, DENSE))
+    # luck that each process has for itself does not show in a ratio's median, chosen by this sum:
+    # its covariance with plan - dense is 1 - 1
+    unrest = plan / max(plan.var(), LEAST) + dense / max(dense.var(), LEAST)
+    ratios: NDArray[np.float64] = np.exp(plan - dense)
     return ratios[unrest <= np.median(unrest)]
 
 
