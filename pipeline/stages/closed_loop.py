@@ -24,6 +24,8 @@ ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
 WASTEFUL, AIMED = 0.97, 0.99
 SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
+# of the aim: where others compute beside it a latency is known to a fourth only, which no plan pays
+LOWEST = 0.9
 
 
 def advised(floor: float) -> float:
@@ -200,7 +202,7 @@ class ClosedLoop:
         ones make use of the room. A measurement costs seconds, an epoch of gates far more.
         """
         found: list[Round] = []
-        aim, bias = Aim(self.cautious_ms()), 1.0
+        aim, bias = Aim(self._cautious_ms()), 1.0
         for attempt in range(1, ATTEMPTS + 1):
             plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
             if any(item.plan == plan for item in found):
@@ -210,10 +212,11 @@ class ClosedLoop:
             if found[-1].fits(self.least_ms):
                 break
             bias *= found[-1].measured_ms / found[-1].predicted_ms
-            aim = aim.after(found[-1], min(self.aim_ms, found[-1].most_ms) / bias)
+            wished_ms = max(LOWEST * self.aim_ms, min(self.aim_ms, found[-1].most_ms))
+            aim = aim.after(found[-1], wished_ms / bias)
         return found
 
-    def cautious_ms(self) -> float:
+    def _cautious_ms(self) -> float:
         """The aim of a plan that meets the budget even where the LPNet errs as it is known to."""
         held_out = self.lpnet.held_out
         assert held_out is not None
