@@ -24,8 +24,6 @@ ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
 WASTEFUL, AIMED = 0.97, 0.99
 SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
-# of the aim: where others compute beside it a latency is known to a fourth only, which no plan pays
-LOWEST = 0.9
 
 
 def advised(floor: float) -> float:
@@ -212,8 +210,7 @@ class ClosedLoop:
             if found[-1].fits(self.least_ms):
                 break
             bias *= found[-1].measured_ms / found[-1].predicted_ms
-            wished_ms = max(LOWEST * self.aim_ms, min(self.aim_ms, found[-1].most_ms))
-            aim = aim.after(found[-1], wished_ms / bias)
+            aim = aim.after(found[-1], min(self.aim_ms, found[-1].most_ms) / bias)
         return found
 
     def _cautious_ms(self) -> float:
