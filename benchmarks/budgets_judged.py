@@ -24,6 +24,7 @@ from targets import load_target
 from targets.base import Target, TargetOptions
 from targets.blocks import BlockRun, measure_blocks
 from targets.statistics import bootstrap_ci95
+from targets.timing import relative_half
 
 DENSE = "dense"
 LEAST = 1e-8  # variance of a log latency
@@ -87,5 +88,4 @@ def _is_known(blocks: BlockRun, name: str) -> bool:
     ratios = calm_ratios(blocks, name)
     if len(ratios) < FEWEST:
         return False
-    low, high = bootstrap_ci95(ratios)
-    return (high - low) / 2 <= KNOWN * float(np.median(ratios))
+    return relative_half(float(np.median(ratios)), bootstrap_ci95(ratios)) <= KNOWN

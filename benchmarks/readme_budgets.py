@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.budgets import missed
+from targets.timing import relative_half
 
 PLANS = ("first", "taken")  # of a run: the plan that was tried first, and the one it took
 
@@ -65,7 +66,7 @@ def _range(of: list[str]) -> str:
 def _known(reached: list[dict[str, Any]]) -> str:
     """How well the medians are known."""
     plans = [run["judged"][which] for run in reached for which in PLANS]
-    halves = [(plan["ci95"][1] - plan["ci95"][0]) / 2 / plan["ratio"] for plan in plans]
+    halves = [relative_half(plan["ratio"], plan["ci95"]) for plan in plans]
     if not halves:
         return ""
     return (

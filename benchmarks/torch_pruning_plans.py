@@ -24,7 +24,7 @@ from torch import nn
 from calibration.candidates import Slicer
 from calibration.measure import Bench
 from calibration.skeleton import Skeleton
-from calibration.widths import Plan
+from calibration.widths import ChannelGroup, Plan
 from targets import load_target
 from targets.base import TargetOptions
 
@@ -78,7 +78,7 @@ def pruned_plan(model: nn.Module, skeleton: Skeleton, method: str, ratio: float)
 
 
 def _locally(
-    pruner: Any, names: dict[int, str], groups: dict[str, Any]
+    pruner: Any, names: dict[int, str], groups: dict[str, ChannelGroup]
 ) -> dict[str, tuple[int, ...]]:
     """What the pruner keeps of each layer, pruned alone."""
     gone: dict[str, set[int]] = {name: set() for name in groups}
