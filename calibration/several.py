@@ -1,7 +1,8 @@
 """A latency from several measuring processes, for the few networks that must be known well.
 
 Where a process's memory comes to lie stays its own: two loads in it share most of that luck, and so
-do all that it compares.
+do all that it compares. So each process is asked briefly, and many of them are: a longer look at one
+tells little more about the network (benchmarks/luck.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
 from targets.timing import relative_half
 
-FEWEST, MOST = 4, 12
+FEWEST, MOST = 6, 36
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class SeveralProcesses:
         return self.bench.phases
 
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
-        """Measure one width vector until it is known to `precision`, within 4 to 12 processes."""
+        """Measure one width vector until it is known to `precision`, within 6 to 36 processes."""
         rows: list[Row] = []
-        each = precision * math.sqrt(FEWEST)
+        each = precision * math.sqrt(MOST)
         while True:
             self.bench.renew()
             rows.append(self.bench.row(widths, precision=each))

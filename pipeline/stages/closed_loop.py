@@ -91,10 +91,19 @@ class Round:
         return self.measured_ms <= self.most_ms
 
     @property
+    def slow(self) -> bool:
+        """Not safe, however well its latency were known."""
+        return self.measured_ms > self._known_ms
+
+    @property
     def most_ms(self) -> float:
         """What a plan whose latency is known as well as this one's may measure and be safe."""
-        limit_ms = math.inf if self.limit_ms is None else self.limit_ms
-        return SAFE * limit_ms / (1 + self._above)
+        return self._known_ms / (1 + self._above)
+
+    @property
+    def _known_ms(self) -> float:
+        """What a plan may measure and be safe whose latency is known exactly."""
+        return math.inf if self.limit_ms is None else SAFE * self.limit_ms
 
     @property
     def _above(self) -> float:
@@ -132,12 +141,13 @@ class Aim:
     def after(self, found: Round, corrected: float) -> Aim:
         """`corrected` by what the LPNet got wrong about `found`, unless that was tried.
 
-        Plans a few percent apart may be misjudged by a few percent each, in opposite ways.
+        Plans a few percent apart may be misjudged by a few percent each, in opposite ways. One that
+        is not safe only because its latency is hardly known says nothing about its aim.
         """
         wasteful, unsafe = self.wasteful, self.unsafe
         if found.safe:
             wasteful = max(wasteful, self.ms)
-        else:
+        elif found.slow:
             unsafe = min(unsafe, self.ms)
         if 0 < wasteful < unsafe < math.inf and not wasteful < corrected < unsafe:
             corrected = (wasteful + unsafe) / 2

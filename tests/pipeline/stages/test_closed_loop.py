@@ -122,6 +122,25 @@ def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful
     assert len(rounds) == 3
 
 
+class Unlucky(Bench):
+    """The first plan seems slower than it is, and is hardly known."""
+
+    def measured(self, widths: WidthVector) -> Any:
+        found = super().measured(widths)
+        self.factor, self.half = (lambda ms: 0.96), 0.02
+        return found
+
+
+def test_a_plan_that_is_only_hardly_known_does_not_keep_the_next_ones_below_it() -> None:
+    loop = loop_of(Unlucky(1.07, spread=1.1, half=0.09), 5.0)
+    rounds = loop.run()
+    first, second = rounds[:2]
+    assert (first.met, first.slow) == (False, False)
+    assert second.measured_ms < 0.9 * 5.0
+    assert rounds[-1].predicted_ms > first.predicted_ms
+    assert rounds[-1].fits(loop.least_ms)
+
+
 @pytest.mark.parametrize("factor", [0.93, 1.0, 1.09])
 def test_first_plan_leaves_room_for_what_the_lpnet_is_known_to_err_by(factor: float) -> None:
     bench = Bench(factor, spread=1.1)
