@@ -1,8 +1,8 @@
 """A latency from several measuring processes, for the few networks that must be known well.
 
-Where a process's memory comes to lie stays its own: two loads in it share most of that luck, and so
-do all that it compares. So each process is asked briefly, and many of them are: a longer look at one
-tells little more about the network (benchmarks/luck.py).
+Where a process's memory comes to lie stays its own: two loads in it share most of that luck, and
+so do all that it compares. So each process is asked briefly, and many of them are: a longer look at
+one tells little more about the network (benchmarks/luck.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ from targets.fingerprint import Fingerprint
 from targets.timing import relative_half
 
 FEWEST, MOST = 6, 36
+PLAN_PRECISION = 0.006  # to which the latency of a proposed plan is to be known
+
+
+def brief(precision: float) -> float:
+    """How well one process must know what all that may be called together know to `precision`."""
+    return precision * math.sqrt(MOST)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class SeveralProcesses:
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector until it is known to `precision`, within 6 to 36 processes."""
         rows: list[Row] = []
-        each = precision * math.sqrt(MOST)
+        each = brief(precision)
         while True:
             self.bench.renew()
             rows.append(self.bench.row(widths, precision=each))

@@ -17,7 +17,7 @@ from calibration.jobs import Setup
 from calibration.lpnet import LPNet
 from calibration.measure import measure_all, repeat_disturbed
 from calibration.phases import Phases
-from calibration.several import SeveralProcesses
+from calibration.several import PLAN_PRECISION, SeveralProcesses
 from calibration.widths import Plan, WidthVector
 from pipeline.errors import MissingInputError
 from pipeline.evaluation import top1
@@ -123,7 +123,7 @@ class Solving:
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them in several processes; a resumed run reads it back."""
         sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        what, precision = (self._several, self.plans, [widths]), 0.006
+        what, precision = (self._several, self.plans, [widths]), PLAN_PRECISION
         calibrated = self.database.records(sha256, fingerprint)
         measure_all(*what, precision=precision)
         repeat_disturbed(*what, precision=precision, wait=self._wait, beside=calibrated)

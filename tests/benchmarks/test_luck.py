@@ -19,16 +19,27 @@ def test_the_luck_of_processes_is_told_from_that_of_measurements(
         (4000, 2)
     )
     found = luck.spread(np.exp(logs).tolist())
-    assert found["within"] == pytest.approx(within, rel=0.05)
-    assert found["between"] == pytest.approx(between, rel=0.05, abs=0.003)
+    assert found[0] == pytest.approx(within, rel=0.05)
+    assert found[1] == pytest.approx(between, rel=0.05, abs=0.003)
 
 
 def test_a_case_is_measured_and_told() -> None:
     case = Case("wgates:resnet20", 16, 0.5, "ort-cpu")
     bench, widths = luck._bench(case)
-    with bench:
-        ratio = bench.row(widths).ratio
-    assert 0.1 < ratio < 0.9
-    cases = {case.name: luck.spread([[ratio, ratio]] * 3)}
-    result = {"times": 2, "processes": 3, "plans": {"fewest": 4, "most": 12}, "cases": cases}
-    assert "| resnet20, 0.5 of its channels, ort-cpu | 0.0% | 0.0% |" in table(result)
+    found = luck.timed(bench, widths, precision=0.04, times=2)
+    assert len(found.ratios) == 2
+    assert all(0.1 < ratio < 0.9 for ratio in found.ratios)
+    assert 0.05 < found.seconds < 60
+
+
+def test_a_minute_of_brief_looks_tells_more_where_processes_differ() -> None:
+    long = [luck.Timed([0.5, 0.5], seconds=5.0), luck.Timed([0.52, 0.52], seconds=5.0)] * 2
+    short = [luck.Timed(each.ratios[:1], seconds=1.25) for each in long]
+    found = luck.case(long, short)
+    assert found["within"] == 0.0
+    assert found["between"] == pytest.approx(found["brief"])
+    assert found["minute"] == pytest.approx(1.96 * found["between"] / 12**0.5)
+    assert found["brief_minute"] == pytest.approx(found["minute"] / 2)
+    cases = {"resnet20": found}
+    result = {"times": 2, "processes": 4, "plans": {"fewest": 6, "most": 36}, "cases": cases}
+    assert "| resnet20 | 0.0% | 2.3% | 1.3% (5.0) | 0.6% (1.2) |" in table(result)
