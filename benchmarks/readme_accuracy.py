@@ -133,7 +133,18 @@ def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
         for name, found in widths.items()
         if name != OURS and all(found) and found == widths[OURS]
     ]
-    return f" It keeps as many channels of every group as {', '.join(same)}." if same else ""
+    if not same:
+        return ""
+    ours = [item["widths"] for item in _arms(seeds, budget)[OURS]]
+    return f" It keeps as many channels of every group as {', '.join(same)}.{_left_to_scores(ours)}"
+
+
+def _left_to_scores(plans: list[list[dict[str, Any]]]) -> str:
+    """Of how many groups filters had to be chosen; of one that is whole or gone there are none."""
+    narrowed = max(sum(0 < width["kept"] < width["full"] for width in widths) for widths in plans)
+    if not narrowed:
+        return " All groups are whole or gone, so that no score has a channel to choose."
+    return f" Scores have the channels of {narrowed} of {len(plans[0])} groups to choose."
 
 
 def _points(lead: float) -> str:

@@ -75,8 +75,18 @@ def test_baselines_of_the_same_widths_are_named() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
     for name, kept in (("wgates", 16), ("l1", 16), ("uniform", 8)):
         given["budgets"]["0.5x"][name]["widths"] = [{"group": "a", "full": 32, "kept": kept}]
-    assert "It keeps as many channels of every group as l1." in text(given)
+    found = text(given)
+    assert "It keeps as many channels of every group as l1." in found
+    assert "l1. Scores have the channels of 1 of 1 groups to choose." in found
     assert "as many channels" not in text(study(0.85, 0.84, arm(0.8, 0.47)))
+
+
+def test_where_groups_are_whole_or_gone_scores_are_said_to_choose_nothing() -> None:
+    given = study(0.85, 0.84, arm(0.8, 0.47))
+    widths = [{"group": "a", "full": 32, "kept": 32}, {"group": "b", "full": 32, "kept": 0}]
+    for name in ("wgates", "l1"):
+        given["budgets"]["0.5x"][name]["widths"] = widths
+    assert "All groups are whole or gone, so that no score has a channel to choose." in text(given)
 
 
 def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> None:
