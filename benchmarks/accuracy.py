@@ -5,14 +5,14 @@
 DIR of --data holds train/<class>/*.jpg and test/<class>/*.jpg, that of --weights the checkpoints
 resnet20-cifar10.safetensors and resnet56-cifar10.safetensors. All arms of a network and seed start
 from one dense network (the checkpoint, adapted to the JPEG images) and one calibration, prune the
-widths inside of residual blocks and, where the method can, whole blocks, train for the same number
-of epochs on the same images in the same order with the same augmentation, select on validation and
-report test. At the end the engines of a budget are timed beside each other in the same fresh
-processes. Every arm is a run folder with its log; what is done is not done again, so the study goes
-on where it was stopped. Plans are measured: `--until prune` makes them while nobody else is at
-work, and trainings may then go on side by side, each with --arms of its own. Budgets that --budgets
-leaves out stay in the result file as they are if the same dense network was pruned; each says who
-measured it.
+widths inside of residual blocks and, where form and method can, whole blocks, train for the same
+number of epochs on the same images in the same order with the same augmentation, select on
+validation and report test. At the end the engines of a budget are timed beside each other in the
+same fresh processes. Every arm is a run folder with its log; what is done is not done again, so the
+study goes on where it was stopped. Plans are measured: `--until prune` makes them while nobody else
+is at work, and trainings may then go on side by side, each with --arms of its own. Budgets that
+--budgets leaves out stay in the result file as they are if the same dense network was pruned; each
+says who measured it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Study:
         folder, form = self.folder / "base", self.form
         weights = self.given.weights / f"{self.network}-cifar10.safetensors"
         self._prepare(folder, weights, form.adapt_epochs, lr="0.02")
-        stage("trace", folder, "--residual", "inner", "--remove-blocks")
+        blocks = "--remove-blocks" if form.remove_blocks else "--no-remove-blocks"
+        stage("trace", folder, "--residual", "inner", blocks)
         limits = ("--samples", str(form.samples), "--lpnet-error", "1%")
         stage("calibrate", folder, "--target", "ort-cpu", "--threads", "1", *limits)
         return folder
@@ -220,7 +221,7 @@ def main() -> None:
     ]
     found = {study.folder.name: run(study) for study in studies}
     if given.out:
-        protocol = {"form": asdict(form), "train_precision": given.train_precision}
+        protocol = {"form": form.to_json(), "train_precision": given.train_precision}
         older = older_result(given.out, protocol=protocol).get("studies", {})
         joined = {name: beside_older(study, older.get(name, {})) for name, study in found.items()}
         write_result(

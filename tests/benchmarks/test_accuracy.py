@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.accuracy_arms import FORMS
 from benchmarks.accuracy_outcome import beside_older
 
 
@@ -24,3 +25,8 @@ def test_budgets_of_another_dense_network_go() -> None:
     new = study("new", "0.65x")
     assert beside_older(new, study("old", "0.8x", adapted=0.85)) == new
     assert beside_older(new, {}) == new
+
+
+def test_forms_that_let_blocks_go_are_those_of_older_results() -> None:
+    assert "remove_blocks" not in FORMS["small"].to_json()
+    assert FORMS["thin"].to_json()["remove_blocks"] is False
