@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, worth
+from benchmarks.readme_accuracy import accuracy, thin, worth
 from benchmarks.readme_budgets import budgets
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
@@ -49,6 +49,7 @@ def render(text: str) -> str:
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
         ("worth", ("accuracy-short.json",), worth),
+        ("thin", ("accuracy-thin.json",), thin),
         ("coverage", ("coverage.json",), coverage),
         ("budgets", ("budgets.json",), budgets),
         ("training", ("gated-step.json", "training.json"), training),

@@ -30,11 +30,23 @@ def worth(result: dict[str, Any]) -> str:
     return "\n".join([head, *_tables(result), ""])
 
 
-def _tables(result: dict[str, Any]) -> Iterator[str]:
+def thin(result: dict[str, Any]) -> str:
+    """Tables of a study in which no block may go, variants of W-Gates among its arms."""
+    form = result["protocol"]["form"]
+    epochs = form["gate_epochs"] + form["finetune_epochs"]
+    head = (
+        f"No block may go, so that most groups have filters to choose; {epochs} epochs an arm, "
+        f"{form['finetune_epochs']} of them after pruning; all else as above. Below the baselines "
+        "variants of W-Gates, one thing changed in each, and l1 with `--worth loss`."
+    )
+    return "\n".join([head, *_tables(result, variants=True), ""])
+
+
+def _tables(result: dict[str, Any], *, variants: bool = False) -> Iterator[str]:
     for network in result["protocol"]["form"]["networks"]:
         named = result["studies"].items()
         seeds = [study for name, study in named if name.startswith(f"{network}-seed")]
-        yield from ("", *_table(network, seeds), "", *_remarks(seeds))
+        yield from ("", *_table(network, seeds), "", *_remarks(seeds, variants=variants))
 
 
 def _protocol(form: dict[str, Any]) -> str:
@@ -90,7 +102,8 @@ def _top1(outcomes: list[dict[str, Any]]) -> str:
     return found
 
 
-def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
+def _remarks(seeds: list[dict[str, Any]], *, variants: bool) -> Iterator[str]:
+    """Who is ahead by how much; of `variants`, many, only how far they lie apart."""
     dense = mean(100 * study["dense"]["test"]["top1"] for study in seeds)
     for budget in seeds[0]["budgets"]:
         tops = {
@@ -103,10 +116,12 @@ def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
             continue
         apart = {name: top for name, top in others.items() if name not in SELECTED}
         beside = _best("baseline", others) | _best("without this selection", apart)
-        beside |= {name: top for name, top in tops.items() if name in ABLATIONS}
+        ablated = {name: top for name, top in tops.items() if name in ABLATIONS}
+        beside |= {} if variants else ablated
         beside["dense"] = dense
         leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
-        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}"
+        apart_by = _apart(ablated) if variants and ablated else ""
+        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}{apart_by}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
@@ -120,6 +135,11 @@ def _best(kind: str, tops: dict[str, float]) -> dict[str, float]:
     """The best arm, under a name that says of which kind it is; nothing if there is none."""
     best = max(tops, key=lambda name: tops[name], default=None)
     return {} if best is None else {f"the best {kind} ({best})": tops[best]}
+
+
+def _apart(tops: dict[str, float]) -> str:
+    worst, best = (end(tops, key=lambda name: tops[name]) for end in (min, max))
+    return f" The variants go from {tops[worst]:.2f} ({worst}) to {tops[best]:.2f} ({best})."
 
 
 def _alike(seeds: list[dict[str, Any]], budget: str) -> str:

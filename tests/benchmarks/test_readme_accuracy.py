@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, worth
+from benchmarks.readme_accuracy import accuracy, thin, worth
 
 FORM = {
     "networks": ["net"],
@@ -109,5 +109,19 @@ def test_the_study_of_what_groups_are_worth_compares_both() -> None:
     said = (
         "(l1), 5.00 points ahead of the best without this selection (uniform), "
         "2.00 points ahead of wgates by loss, "
+    )
+    assert said in found
+
+
+def test_variants_of_w_gates_are_told_by_how_far_they_lie_apart() -> None:
+    given = study(0.85, 0.84, arm(0.8, 0.47))
+    for name, top1 in (("wgates ste", 0.83), ("wgates tanh", 0.86), ("l1 by loss", 0.85)):
+        given["budgets"]["0.5x"][name] = arm(top1, 0.49)
+    found = thin({"protocol": {"form": FORM}, "studies": {"net-seed0": given}})
+    assert "16 epochs an arm, 10 of them after pruning" in found
+    assert "| wgates tanh | 86.00 (85.00 to 87.00) at 0.490x |" in found
+    said = (
+        "5.00 points ahead of the best without this selection (uniform), 5.00 points behind "
+        "dense. The variants go from 83.00 (wgates ste) to 86.00 (wgates tanh)."
     )
     assert said in found
