@@ -113,9 +113,10 @@ class Round:
     def fits(self, least_ms: float) -> bool:
         """Safe, and without giving accuracy away by being much faster than asked.
 
-        By how much can only be told as well as the latency is known.
+        By how much can only be told as well as the latency is known; another plan costs a minute.
         """
-        return self.safe and self.measured_ms >= min(least_ms, self.most_ms * (1 - self._above))
+        nearest_ms = self.most_ms * (1 - self._above / 2)
+        return self.safe and self.measured_ms >= min(least_ms, nearest_ms)
 
     def to_json(self) -> dict[str, Any]:
         return {
