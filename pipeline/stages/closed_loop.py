@@ -20,7 +20,7 @@ from pipeline.pruning.select import Cost, narrowest
 from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
-ATTEMPTS = 4  # selections measured in a round before the LPNet is refitted
+ATTEMPTS = 5  # selections measured in a round before the LPNet is refitted
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
 WASTEFUL, AIMED = 0.97, 0.99
 SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
