@@ -21,6 +21,7 @@ from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 5  # selections measured in a round before the LPNet is refitted
+NARROW = 0.002  # aims that lie so near to each other are one
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
 WASTEFUL, AIMED = 0.97, 0.99
 SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
@@ -154,6 +155,17 @@ class Aim:
             corrected = (wasteful + unsafe) / 2
         return Aim(corrected, wasteful, unsafe)
 
+    def beside(self, known: Round) -> Aim | None:
+        """Where to look on when this aim led to a plan that is known; None if there is no room."""
+        wasteful, unsafe = self.wasteful, self.unsafe
+        if known.safe:
+            wasteful = max(wasteful, self.ms)
+        else:
+            unsafe = min(unsafe, self.ms)
+        if not 0 < wasteful * (1 + NARROW) < unsafe < math.inf:
+            return None
+        return Aim((wasteful + unsafe) / 2, wasteful, unsafe)
+
 
 class ClosedLoop:
     """Solve under the LPNet, build and measure at once, refit where it was wrong, solve again."""
@@ -213,8 +225,8 @@ class ClosedLoop:
         found: list[Round] = []
         aim, bias = Aim(self._cautious_ms()), 1.0
         for attempt in range(1, ATTEMPTS + 1):
-            plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
-            if any(item.plan == plan for item in found):
+            aim, plan = self._new_plan(aim, found)
+            if plan is None:
                 break
             found.append(self._measure(number, attempt, plan, bias))
             self._tell(found[-1])
@@ -223,6 +235,21 @@ class ClosedLoop:
             bias *= found[-1].measured_ms / found[-1].predicted_ms
             aim = aim.after(found[-1], min(self.aim_ms, found[-1].most_ms) / bias)
         return found
+
+    def _new_plan(self, aim: Aim, found: list[Round]) -> tuple[Aim, Plan | None]:
+        """The aim's plan; where that was measured, one between plans that were, if there is one.
+
+        Channels come in blocks, so that a few percent of latency may have no plan.
+        """
+        while True:
+            plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
+            known = next((item for item in found if item.plan == plan), None)
+            if known is None:
+                return aim, plan
+            closer = aim.beside(known)
+            if closer is None:
+                return aim, None
+            aim = closer
 
     def _cautious_ms(self) -> float:
         """The aim of a plan that meets the budget even where the LPNet errs as it is known to."""

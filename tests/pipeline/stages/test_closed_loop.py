@@ -141,6 +141,31 @@ def test_a_plan_that_is_only_hardly_known_does_not_keep_the_next_ones_below_it()
     assert rounds[-1].fits(loop.least_ms)
 
 
+class Coarse(Bench):
+    """Only a few plans are to be had."""
+
+    def propose(self, cost: Cost, aim: float) -> Plan:
+        plans = [super(Coarse, self).propose(cost, ms) for ms in (4.4, 4.75, 4.85)]
+        fitting = [plan for plan in plans if predicted_one_ms(plan.widths()) <= aim]
+        return max(fitting, key=lambda plan: predicted_one_ms(plan.widths()))
+
+
+def test_a_plan_between_two_that_were_measured_is_found() -> None:
+    bench = Coarse(lambda ms: 1.06 if ms > 4.8 else 1.03 if ms > 4.6 else 1.0, spread=1.1)
+    loop = loop_of(bench, 5.0)
+    rounds = loop.run()
+    shares = [item.measured_ms / 5.0 for item in rounds]
+    assert shares == pytest.approx([0.88, 1.028, 0.978], abs=0.005)
+    assert rounds[-1].fits(loop.least_ms)
+
+
+def test_no_plan_is_measured_twice() -> None:
+    bench = Coarse(lambda ms: 1.06 if ms > 4.6 else 1.0, spread=1.1)
+    rounds = loop_of(bench, 5.0).run()
+    assert [item.met for item in rounds] == [True, False, False]
+    assert len({item.measured_ms for item in rounds}) == 3
+
+
 @pytest.mark.parametrize("factor", [0.93, 1.0, 1.09])
 def test_first_plan_leaves_room_for_what_the_lpnet_is_known_to_err_by(factor: float) -> None:
     bench = Bench(factor, spread=1.1)
