@@ -33,8 +33,8 @@ MEMORY = Path("/dev/shm")  # files there never reach a disk
 SCRATCH = "wgates-"  # how the folders of candidates begin
 MOST_LOST = 5  # candidates in a row
 WORTH, LONGEST_S = 2.0, 10.0  # timed for so many times what preparing took; at most so long
-# before each more time that a disturbed network is measured: neighbours compute for tens of seconds
-PAUSES_S = (2.0, 4.0, 8.0, 16.0)
+# before each more time that a disturbed network is measured, which takes a minute or so itself
+PAUSES_S = (4.0, 16.0)
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
 
