@@ -1,9 +1,7 @@
 """How fast a plan is, judged apart from the run that made it: built anew, in fresh processes.
 
 Neighbours slow a small network far more than the dense one, so that their ratio is not the
-machine's: only the calmer half of the rounds counts. Which half that is, both engines tell
-together. The dense one alone must not: its process may have been lucky with where its memory came
-to lie, and where it was, any ratio to it is large.
+machine's: only the calmer half of the rounds counts.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.candidates import Slicer
+from calibration.pace import calmer_half
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
 from targets import load_target
@@ -27,7 +26,6 @@ from targets.statistics import bootstrap_ci95
 from targets.timing import relative_half
 
 DENSE = "dense"
-LEAST = 1e-8  # variance of a log latency
 KNOWN, FEWEST = 0.01, 12  # half a ratio's 95 % interval; calmer rounds for it
 
 
@@ -76,12 +74,9 @@ class Judge:
 
 def calm_ratios(blocks: BlockRun, name: str) -> NDArray[np.float64]:
     """(n,) of the engine to the dense one, in the calmer half of the rounds."""
-    plan, dense = (np.log(blocks.block_medians_ms(each)) for each in (name, DENSE))
-    # luck that each process has for itself does not show in a ratio's median, chosen by this sum:
-    # its covariance with plan - dense is 1 - 1
-    unrest = plan / max(plan.var(), LEAST) + dense / max(dense.var(), LEAST)
-    ratios: NDArray[np.float64] = np.exp(plan - dense)
-    return ratios[unrest <= np.median(unrest)]
+    plan, dense = (blocks.block_medians_ms(each) for each in (name, DENSE))
+    ratios: NDArray[np.float64] = (plan / dense)[calmer_half(plan, dense)]
+    return ratios
 
 
 def _is_known(blocks: BlockRun, name: str) -> bool:

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from benchmarks.predictors import Array, Problem, linear_in_macs
+from benchmarks.repeated import repeat_disturbed
 from calibration.database import LatencyDatabase
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
-from calibration.measure import measure_all, repeat_disturbed
+from calibration.measure import measure_all
 from calibration.phases import Phases
 from calibration.sampling import width_sequence
 from calibration.skeleton import Skeleton

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,8 @@ from typing import Protocol
 import onnx
 
 from calibration.candidates import Slicer
-from calibration.database import LatencyDatabase, LatencyRecord
+from calibration.database import LatencyDatabase
 from calibration.errors import CandidateLostError, MeasuringError
-from calibration.pace import calm
 from calibration.phases import TIMING, Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
@@ -33,8 +32,6 @@ MEMORY = Path("/dev/shm")  # files there never reach a disk
 SCRATCH = "wgates-"  # how the folders of candidates begin
 MOST_LOST = 5  # candidates in a row
 WORTH, LONGEST_S = 2.0, 10.0  # timed for so many times what preparing took; at most so long
-# before each more time that a disturbed network is measured, which takes a minute or so itself
-PAUSES_S = (4.0, 16.0)
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
 
 
@@ -199,35 +196,6 @@ def measure_all(
                     database.add(row)
         if on_done is not None:
             on_done(index + 1, len(wanted))
-
-
-def repeat_disturbed(
-    measurer: Measurer,
-    database: LatencyDatabase,
-    wanted: Sequence[WidthVector],
-    *,
-    precision: float = 0.01,
-    wait: Callable[[float], None] = time.sleep,
-    beside: Sequence[LatencyRecord] = (),
-) -> None:
-    """Measure again what others disturbed, a few times; of each the calmest stays.
-
-    `wait` is given the seconds until the next time. Records `beside` the database's tell, too, how
-    long the anchor takes when nobody disturbs it.
-    """
-    ours = set(wanted)
-    for pause_s in PAUSES_S:
-        records = database.records(measurer.skeleton_sha256, measurer.fingerprint)
-        judged = zip(records, calm((*beside, *records))[len(beside) :], strict=True)
-        disturbed = [record for record, quiet in judged if not quiet and record.widths in ours]
-        if not disturbed:
-            return
-        wait(pause_s)
-        for before in disturbed:
-            with suppress(CandidateLostError):  # the earlier measurement is good for something
-                row = measurer.row(before.widths, precision=precision)
-                if row.anchor_ms < before.anchor_ms:
-                    database.add(row)
 
 
 def _hopeless(count: int, last: CandidateLostError) -> MeasuringError:

@@ -26,6 +26,7 @@ STEADY = 0.03  # the anchor's own range from load to load when nothing else runs
 # benchmarks/disturbance.py). Usually, and +- how much:
 USUAL, RANGE = 0.3, 0.5
 LARGE = 0.6  # a share to expect the worst from
+LEAST = 1e-8  # variance of a log latency
 CALM = 0.01  # what may have been added to a log ratio that does not matter
 
 
@@ -46,4 +47,18 @@ def exposures(records: Sequence[LatencyRecord]) -> Array:
 def calm(records: Sequence[LatencyRecord]) -> NDArray[np.bool_]:
     """(N,) whether the machine was quiet enough for the ratio to be right."""
     found: NDArray[np.bool_] = LARGE * np.abs(exposures(records)) <= CALM
+    return found
+
+
+def calmer_half(candidate_ms: Array, anchor_ms: Array) -> NDArray[np.bool_]:
+    """(N,) whether a process's median times, (N,) each, are among those of the calmer half.
+
+    Both networks tell together which those are. The anchor alone must not: its process may have
+    been lucky with where its memory came to lie, and where it was, any ratio to it is large.
+    """
+    candidate, anchor = np.log(candidate_ms), np.log(anchor_ms)
+    # luck that each network has for itself does not show in a ratio's median, chosen by this sum:
+    # its covariance with candidate - anchor is 1 - 1
+    unrest = candidate / max(candidate.var(), LEAST) + anchor / max(anchor.var(), LEAST)
+    found: NDArray[np.bool_] = unrest <= np.median(unrest)
     return found

@@ -8,10 +8,13 @@ one tells little more about the network (benchmarks/luck.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from calibration.isolated import IsolatedBench
+from calibration.pace import calmer_half
 from calibration.phases import Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
@@ -53,9 +56,27 @@ class SeveralProcesses:
         while True:
             self.bench.renew()
             rows.append(self.bench.row(widths, precision=each))
-            found = Row.joined(rows)
+            found = joined(rows)
             if self.on_done is not None:
                 self.on_done(len(rows), MOST)
             known = relative_half(found.ratio, found.ratio_ci95) <= precision
             if len(rows) >= (FEWEST if known else MOST):
                 return found
+
+
+def joined(rows: Sequence[Row]) -> Row:
+    """One measurement out of those of several processes; the evidence of all is kept.
+
+    Of the calmer half only, where that tells more: where neighbours disturbed the others.
+    """
+    whole = Row.joined(rows)
+    if len(rows) < 2 * FEWEST:
+        return whole
+    candidate, anchor = (
+        np.array([one.median_ms() for one in each])
+        for each in ([row.candidate for row in rows], [row.anchor for row in rows])
+    )
+    calmer = zip(rows, calmer_half(candidate, anchor), strict=True)
+    half = Row.joined([row for row, calm in calmer if calm])
+    best = min((whole, half), key=lambda row: relative_half(row.ratio, row.ratio_ci95))
+    return replace(whole, ratio=best.ratio, ratio_ci95=best.ratio_ci95)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +14,7 @@ from calibration.errors import MeasuringError
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
-from calibration.measure import measure_all, repeat_disturbed
+from calibration.measure import measure_all
 from calibration.phases import Phases
 from calibration.several import PLAN_PRECISION, SeveralProcesses
 from calibration.widths import Plan, WidthVector
@@ -123,10 +122,7 @@ class Solving:
     def measured(self, widths: WidthVector) -> LatencyRecord:
         """Build the widths and time them in several processes; a resumed run reads it back."""
         sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        what, precision = (self._several, self.plans, [widths]), PLAN_PRECISION
-        calibrated = self.database.records(sha256, fingerprint)
-        measure_all(*what, precision=precision)
-        repeat_disturbed(*what, precision=precision, wait=self._wait, beside=calibrated)
+        measure_all(self._several, self.plans, [widths], precision=PLAN_PRECISION)
         proposed = self.plans.records(sha256, fingerprint)
         found = [record for record in proposed if record.widths == widths]
         if not found:
@@ -139,12 +135,6 @@ class Solving:
 
     def _timed(self, processes: int, most: int) -> None:
         self.context.reporter.progress("processes that time the plan", processes, most)
-
-    def _wait(self, seconds: float) -> None:
-        self.context.reporter.say(
-            f"prune: others disturb the measurement; the plan is timed again in {seconds:.0f} s"
-        )
-        time.sleep(seconds)
 
     def records(self) -> tuple[LatencyRecord, ...]:
         """All that is measured of this network on this target, each width vector once."""

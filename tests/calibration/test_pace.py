@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calibration.database import LatencyDatabase, LatencyRecord
-from calibration.errors import CandidateLostError
+from calibration.database import LatencyRecord
 from calibration.lpnet import fit_lpnet
-from calibration.measure import PAUSES_S, measure_all, repeat_disturbed
-from calibration.pace import calm, exposures, slowdowns
-from calibration.phases import Phases
-from calibration.rows import Row
+from calibration.pace import calm, calmer_half, exposures, slowdowns
 from calibration.sampling import first_widths
 from calibration.widths import WidthVector
-from targets.samples import Samples
 
 from .chain import chain
-from .test_database import FINGERPRINT, SKELETON, comparison
 from .test_lpnet import BLOCK, known_ratio, records_of
 from .test_lpnet import FINGERPRINT as LPNET_FINGERPRINT
 
@@ -81,68 +73,18 @@ def test_the_held_out_error_is_that_of_undisturbed_records() -> None:
     assert len(net.held_out_ratios) == 120
 
 
-@dataclass
-class Neighboured:
-    """A measurer whose anchor takes these times in turn; the candidates' ratio is 0.5."""
-
-    anchors_ms: Iterator[float | None]  # None: the candidate is lost
-    phases: Phases = field(default_factory=Phases)
-    skeleton_sha256: str = SKELETON
-    fingerprint = FINGERPRINT
-
-    def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
-        anchor_ms = next(self.anchors_ms)
-        if anchor_ms is None:
-            raise CandidateLostError("took longer than the test")
-        wall = np.full(6, round(1e6 * anchor_ms))
-        found = replace(comparison(1), ratio=0.5, ratio_ci95=(0.499, 0.501), anchor=samples(wall))
-        return Row.of(SKELETON, FINGERPRINT, widths, found)
+@pytest.mark.parametrize("lucky", ["candidate", "anchor"])
+def test_luck_of_one_of_two_says_nothing_about_calm(lucky: str) -> None:
+    generator = np.random.default_rng(0)
+    noise = {name: 0.002 * generator.standard_normal(400) for name in ("candidate", "anchor")}
+    noise[lucky] += 0.04 * generator.standard_normal(400)
+    candidate, anchor = (np.exp(noise[name]) for name in ("candidate", "anchor"))
+    chosen = calmer_half(0.5 * candidate, anchor)
+    assert 200 <= chosen.sum() <= 201
+    assert np.exp(np.log(0.5 * candidate / anchor)[chosen].mean()) == pytest.approx(0.5, rel=0.006)
 
 
-def samples(wall_ns: np.ndarray) -> Samples:
-    return replace(comparison(1).anchor, wall_ns=wall_ns)
-
-
-def anchors(path: Path, *script: float | None, waited: list[float] | None = None) -> list[float]:
-    """Anchor times that stay after two calm networks and a third under the script."""
-    wait = [].append if waited is None else waited.append
-    wanted = [WidthVector(("conv",), (width,)) for width in (8, 16, 24)]
-    measurer = Neighboured(iter([4.0, 4.0, *script]))
-    with LatencyDatabase(path) as database:
-        measure_all(measurer, database, wanted)
-        repeat_disturbed(measurer, database, wanted, wait=wait)
-        records = database.records(SKELETON, FINGERPRINT)
-    assert {one.widths for one in records} == set(wanted)
-    return sorted(round(one.anchor_ms, 3) for one in records)
-
-
-def test_what_was_disturbed_is_measured_again(tmp_path: Path) -> None:
-    waited: list[float] = []
-    assert anchors(tmp_path / "calm", 4.01, waited=waited) == [4.0, 4.0, 4.01]
-    assert waited == []
-    assert anchors(tmp_path / "once", 4.6, 4.02) == [4.0, 4.0, 4.02]
-    assert anchors(tmp_path / "worse", 4.6, 4.8, 4.0, waited=waited) == [4.0, 4.0, 4.0]
-    assert waited == list(PAUSES_S[:2])
-
-
-def test_measurements_of_another_database_tell_what_is_calm(tmp_path: Path) -> None:
-    one, other = (WidthVector(("conv",), (width,)) for width in (8, 16))
-    calm_one = LatencyRecord(other, 0.5, (0.499, 0.501), 4.0, ())
-    disturbed = replace(calm_one, widths=one, anchor_ms=4.6)
-    measurer = Neighboured(iter([4.6, 4.7, 4.01]))
-    with LatencyDatabase(tmp_path / "plans.sqlite") as database:
-        measure_all(measurer, database, [one])
-        repeat_disturbed(measurer, database, [one], wait=[].append)
-        assert [found.anchor_ms for found in database.records(SKELETON, FINGERPRINT)] == [4.6]
-        beside = [calm_one] * 9 + [disturbed]  # which is nothing to be measured again here
-        repeat_disturbed(measurer, database, [one, other], wait=[].append, beside=beside)
-        assert [found.anchor_ms for found in database.records(SKELETON, FINGERPRINT)] == [4.01]
-
-
-def test_patience_ends_and_the_calmest_stays(tmp_path: Path) -> None:
-    again = [4.7, 4.5, 4.9, 4.8][: len(PAUSES_S)]
-    assert anchors(tmp_path / "never", 4.6, *again) == [4.0, 4.0, 4.5]
-
-
-def test_a_candidate_that_is_lost_the_second_time_keeps_its_first(tmp_path: Path) -> None:
-    assert anchors(tmp_path / "lost", 4.6, None, 4.0) == [4.0, 4.0, 4.0]
+def test_the_calmer_half_is_that_which_neighbours_spared() -> None:
+    beside = np.arange(20) % 3 == 0
+    candidate, anchor = np.where(beside, 0.8, 0.5), np.where(beside, 1.1, 1.0)
+    assert not calmer_half(candidate, anchor)[beside].any()
