@@ -36,6 +36,8 @@ class SeveralProcesses:
 
     bench: IsolatedBench
     on_done: Callable[[int, int], None] | None = None  # given the processes so far, and the most
+    # ratios that are looked for: one that surely lies elsewhere need not be known any better
+    between: tuple[float, float] = (0.0, math.inf)
 
     @property
     def skeleton_sha256(self) -> str:
@@ -59,9 +61,15 @@ class SeveralProcesses:
             found = joined(rows)
             if self.on_done is not None:
                 self.on_done(len(rows), MOST)
-            known = relative_half(found.ratio, found.ratio_ci95) <= precision
-            if len(rows) >= (FEWEST if known else MOST):
+            if len(rows) >= self._enough(found, precision):
                 return found
+
+    def _enough(self, found: Row, precision: float) -> int:
+        """Processes after which no more are asked."""
+        if relative_half(found.ratio, found.ratio_ci95) <= precision:
+            return FEWEST
+        (low, high), (least, most) = found.ratio_ci95, self.between
+        return 2 * FEWEST if high < least or low > most else MOST
 
 
 def joined(rows: Sequence[Row]) -> Row:

@@ -258,7 +258,9 @@ class ClosedLoop:
         return min(self.aim_ms, self.limit.p50_ms / held_out.spread)
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
-        record = self.solving.measured(plan.widths())
+        anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
+        between = self.least_ms / anchor_ms, self.limit.p50_ms / anchor_ms
+        record = self.solving.measured(plan.widths(), between)
         return Round(
             number,
             attempt,
@@ -266,7 +268,7 @@ class ClosedLoop:
             predicted_ms=bias * self.lpnet.predict_one_ms(plan.widths()),
             ratio=record.ratio,
             ratio_ci95=record.ratio_ci95,
-            anchor_ms=float(self.lpnet.get_buffer("anchor_ms")),
+            anchor_ms=anchor_ms,
             limit_ms=self.limit.p50_ms,
         )
 

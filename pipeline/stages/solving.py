@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -75,7 +76,6 @@ class Solving:
         )
         bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=anchor)
         self.bench = stack.enter_context(bench)
-        self._several = SeveralProcesses(self.bench, self._timed)
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
         self.task = self._task()
@@ -119,10 +119,16 @@ class Solving:
             return {}
         return snapping(step_maps(self.skeleton.groups, self.records()))
 
-    def measured(self, widths: WidthVector) -> LatencyRecord:
-        """Build the widths and time them in several processes; a resumed run reads it back."""
+    def measured(
+        self, widths: WidthVector, between: tuple[float, float] = (0.0, math.inf)
+    ) -> LatencyRecord:
+        """Build the widths and time them in several processes; a resumed run reads it back.
+
+        Ratios that surely do not lie `between` these two need not be known well.
+        """
         sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        measure_all(self._several, self.plans, [widths], precision=PLAN_PRECISION)
+        several = SeveralProcesses(self.bench, self._timed, between)
+        measure_all(several, self.plans, [widths], precision=PLAN_PRECISION)
         proposed = self.plans.records(sha256, fingerprint)
         found = [record for record in proposed if record.widths == widths]
         if not found:

@@ -74,7 +74,8 @@ class Bench:
         selector = Selector(SKELETON, priced(cost), 1)
         return selector.choose(self.scores, SKELETON.groups.full().kept, aim)
 
-    def measured(self, widths: WidthVector) -> Any:
+    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
+        assert between == (WASTEFUL * 0.5, 0.5) or self.options.margin > 0.02
         predicted = predicted_one_ms(widths)
         ratio = self.factor(predicted) * predicted / ANCHOR_MS
         ends = ((1 - self.half) * ratio, (1 + self.half) * ratio)
@@ -125,8 +126,8 @@ def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful
 class Unlucky(Bench):
     """The first plan seems slower than it is, and is hardly known."""
 
-    def measured(self, widths: WidthVector) -> Any:
-        found = super().measured(widths)
+    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
+        found = super().measured(widths, between)
         self.factor, self.half = (lambda ms: 0.96), 0.02
         return found
 
