@@ -1,6 +1,6 @@
 """How much of a measured ratio is the luck of the process that measured it.
 
-    python -m benchmarks.luck                   # about 12 minutes
+    python -m benchmarks.luck                   # about 9 minutes
 
 The pruned networks of benchmarks/refill.py, each measured beside its dense one twice in each of
 some processes, as a candidate of a calibration is. Two measurements in one process share its luck;
@@ -32,7 +32,7 @@ from targets.base import TargetOptions
 if TYPE_CHECKING:
     from benchmarks.refill import Case
 
-PROCESSES, TIMES, BRIEF = 8, 2, 3  # processes, measurements in each; brief ones for each
+PROCESSES, TIMES, BRIEF = 6, 2, 2  # processes, measurements in each; brief ones for each
 LIMIT_S, MINUTE_S = 120.0, 60.0
 
 
