@@ -241,7 +241,9 @@ class BuildOptions:
 class VerifyOptions:
     """Parity, accuracy and latency of the built engine."""
 
-    processes: int = option(12, "most fresh processes to measure in", least=1)
+    processes: int = option(
+        24, "most fresh processes to measure in; fewer where the verdict is clear", least=1
+    )
     block_seconds: float = option(0.3, "seconds of one timed block", above=0)
     cold_starts: int = option(
         3, "processes that time an engine's cold start and memory; 0: none", least=0
