@@ -80,10 +80,8 @@ def joined(rows: Sequence[Row]) -> Row:
     whole = Row.joined(rows)
     if len(rows) < 2 * FEWEST:
         return whole
-    candidate, anchor = (
-        np.array([one.median_ms() for one in each])
-        for each in ([row.candidate for row in rows], [row.anchor for row in rows])
-    )
+    candidate = np.array([row.candidate.median_ms() for row in rows])
+    anchor = np.array([row.anchor_ms for row in rows])
     calmer = zip(rows, calmer_half(candidate, anchor), strict=True)
     half = Row.joined([row for row, calm in calmer if calm])
     best = min((whole, half), key=lambda row: relative_half(row.ratio, row.ratio_ci95))

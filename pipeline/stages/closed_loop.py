@@ -146,25 +146,24 @@ class Aim:
         Plans a few percent apart may be misjudged by a few percent each, in opposite ways. One that
         is not safe only because its latency is hardly known says nothing about its aim.
         """
-        wasteful, unsafe = self.wasteful, self.unsafe
-        if found.safe:
-            wasteful = max(wasteful, self.ms)
-        elif found.slow:
-            unsafe = min(unsafe, self.ms)
+        wasteful, unsafe = self._bounds(wasteful=found.safe, unsafe=found.slow)
         if 0 < wasteful < unsafe < math.inf and not wasteful < corrected < unsafe:
             corrected = (wasteful + unsafe) / 2
         return Aim(corrected, wasteful, unsafe)
 
     def beside(self, known: Round) -> Aim | None:
         """Where to look on when this aim led to a plan that is known; None if there is no room."""
-        wasteful, unsafe = self.wasteful, self.unsafe
-        if known.safe:
-            wasteful = max(wasteful, self.ms)
-        else:
-            unsafe = min(unsafe, self.ms)
+        wasteful, unsafe = self._bounds(wasteful=known.safe, unsafe=not known.safe)
         if not 0 < wasteful * (1 + NARROW) < unsafe < math.inf:
             return None
         return Aim((wasteful + unsafe) / 2, wasteful, unsafe)
+
+    def _bounds(self, *, wasteful: bool, unsafe: bool) -> tuple[float, float]:
+        """What proved too little and too much, now that this aim did one of them, or neither."""
+        return (
+            max(self.wasteful, self.ms) if wasteful else self.wasteful,
+            min(self.unsafe, self.ms) if unsafe else self.unsafe,
+        )
 
 
 class ClosedLoop:
