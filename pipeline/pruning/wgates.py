@@ -204,8 +204,15 @@ class WGates:
         settings = self.settings
         gate_lr = settings.gate_lr * pace * sum(gate.channels for gate in self.gates.each()) / GATES
         # no momentum: the price would act late and swing; no weight decay: it would pull every
-        # score towards the threshold
-        steady = {"weight_decay": 0.0, "scheduled": False, "momentum": 0.0, "nesterov": False}
+        # score towards the threshold. On plans no price pushes that gates would have to follow to
+        # the end: they settle with the weights, where at a steady rate a few percent of them would
+        # change places with every step, and weights never learn for the channels that stay
+        steady = {
+            "weight_decay": 0.0,
+            "scheduled": settings.mode == "projection",
+            "momentum": 0.0,
+            "nesterov": False,
+        }
         weights, biases = [], []
         for gate in self.gates.each():
             weights += [layer.weight for layer in gate.layers()]

@@ -110,6 +110,7 @@ class Course:
         on_step: Callable[[], None],
     ) -> None:
         trained.train()
+        self.optimizer = optimizer
         for _ in range(self.steps_per_epoch):
             rows = torch.randint(32, (self.batch,), generator=self.rng)
             optimizer.zero_grad()
@@ -159,6 +160,24 @@ def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(
     assert fresh.health()["open"] == pytest.approx(sum(seen[-1]) / sum(groups.full().kept))
     masks = fresh._current
     assert [int(mask.sum()) for mask in masks.values()] == list(seen[-1])
+
+
+@one_thread()
+@pytest.mark.parametrize(("settings", "settle"), [(HELD, True), (SETTINGS, False)])
+def test_gates_on_plans_settle_and_those_under_a_price_follow_it_to_the_end(
+    wgates: WGates, settings: GateSettings, *, settle: bool
+) -> None:
+    fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, settings, multiple=8)
+    macs, course = Count.macs(fresh.skeleton), Course(1)
+    aim = 0.5 * macs.at(fresh.skeleton.groups.full())
+    fresh.solve(cast("Trainer", course), goal(fresh, macs, aim))
+    of_gates = {parameter for gate in fresh.gates.each() for parameter in gate.parameters()}
+    scheduled = [
+        group.get("scheduled", True)
+        for group in course.optimizer.param_groups
+        if of_gates & set(group["params"])
+    ]
+    assert scheduled == [settle] * (1 + len(fresh.gates.each()))
 
 
 def test_a_held_model_is_resumed_as_it_was(wgates: WGates) -> None:
