@@ -27,7 +27,6 @@ def outcome(folder: Path) -> dict[str, Any]:
         "test": certificate["accuracy"]["engine"],
         "val": max((epoch["val_top1"] for epoch in finetune["history"]), default=None),
         "before_finetuning": finetune["top1"]["pruned"],
-        "verdict": certificate["verdict"],
         "params": certificate["params"]["pruned"],
         "macs": certificate["macs"]["pruned"],
         "rounds": prune["rounds"],
