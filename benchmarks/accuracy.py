@@ -124,9 +124,10 @@ class Study:
         form = self.form
         gated = round(how.gates * form.gate_epochs)
         epochs = form.gate_epochs + form.finetune_epochs
+        aim = ("--budget", f"{budget:g}x", "--worth", "count")
         seconds = 0.0
         for name, options in {
-            "prune": ("--budget", f"{budget:g}x", "--gate-epochs", str(gated), *how.prune),
+            "prune": (*aim, "--gate-epochs", str(gated), *how.prune),
             "finetune": ("--finetune-epochs", str(epochs - gated), *how.finetune),
             "export": (),
             "build": (),

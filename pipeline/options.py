@@ -165,7 +165,7 @@ class PruneOptions:
         "bounds the final selection",
     )
     worth: Literal["count", "loss"] = option(
-        "count",
+        "loss",
         "what a group's channels are worth beside those of others: their number, or the training "
         "loss without them",
     )

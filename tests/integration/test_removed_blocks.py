@@ -23,8 +23,7 @@ def test_a_bundle_without_its_block(run_until: Callable[[str], Path]) -> None:
     folder = run_until("trace")
     budget = ("--objective", "flops", "--budget", f"{SHARE}x")
     quick = ("--no-counterfactual", "--cold-starts", "0", "--no-cliffs", "--finetune-epochs", "1")
-    worth = ("--worth", "loss")
-    result = invoke("run", "--out", folder, *TRACED, *budget, *worth, *quick, "--json")
+    result = invoke("run", "--out", folder, *TRACED, *budget, *quick, "--json")
     assert result.exit_code == 0, result.stderr
     certificate = json.loads(result.stdout)
     assert certificate["verdict"] == "met"

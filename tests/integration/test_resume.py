@@ -74,7 +74,7 @@ def test_more_samples_keep_what_was_measured(run_until: RunUntil) -> None:
 
 def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     folder = run_until("prune")
-    command = ("prune", folder.name, "--gate-epochs", "21", "--worth", "loss")
+    command = ("prune", folder.name, "--gate-epochs", "21")
     process = start(*command, cwd=folder.parent)
     checkpoint = folder / "prune.partial" / "gates.checkpoint.safetensors"
     wait_until(lambda: len(epochs_of(checkpoint)) >= 2, process)
