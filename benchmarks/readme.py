@@ -49,6 +49,7 @@ def render(text: str) -> str:
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
         ("worth", ("accuracy-short.json",), worth),
+        ("worth-long", ("accuracy-worth.json",), worth),
         ("thin", ("accuracy-thin.json",), thin),
         ("coverage", ("coverage.json",), coverage),
         ("budgets", ("budgets.json",), budgets),

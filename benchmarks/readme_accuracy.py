@@ -20,7 +20,7 @@ def accuracy(result: dict[str, Any]) -> str:
 
 
 def worth(result: dict[str, Any]) -> str:
-    """Tables of a study with little training, to stand below the large one."""
+    """Tables of a study of what groups are worth, to stand below the large one."""
     form = result["protocol"]["form"]
     epochs = form["gate_epochs"] + form["finetune_epochs"]
     head = (
@@ -112,7 +112,7 @@ def _remarks(seeds: list[dict[str, Any]], *, variants: bool) -> Iterator[str]:
             if not any("complaint" in item for item in outcomes)
         }
         others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
-        if OURS not in tops or not others:
+        if OURS not in tops:
             continue
         apart = {name: top for name, top in others.items() if name not in SELECTED}
         beside = _best("baseline", others) | _best("without this selection", apart)
