@@ -120,7 +120,8 @@ def _remarks(seeds: list[dict[str, Any]], *, variants: bool) -> Iterator[str]:
         beside |= {} if variants else ablated
         beside["dense"] = dense
         leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
-        apart_by = _apart(ablated) if variants and ablated else ""
+        ours = {name: top for name, top in ablated.items() if name.startswith(OURS)}
+        apart_by = _apart(ours) if variants and ours else ""
         yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}{apart_by}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):
