@@ -124,7 +124,7 @@ class Study:
         form = self.form
         gated = round(how.gates * form.gate_epochs)
         epochs = form.gate_epochs + form.finetune_epochs
-        aim = ("--budget", f"{budget:g}x", "--worth", "count")
+        aim = ("--budget", f"{budget:g}x", "--worth", form.worth)
         seconds = 0.0
         for name, options in {
             "prune": (*aim, "--gate-epochs", str(gated), *how.prune),

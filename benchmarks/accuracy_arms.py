@@ -34,7 +34,9 @@ ABLATIONS: dict[str, Arm] = {
     "wgates bound without snapping": Arm(("--budget-mode", "bound", "--no-snap-gates")),
     "wgates bound": Arm(("--budget-mode", "bound")),
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
+    "wgates by count": Arm(("--worth", "count")),
     "wgates by loss": Arm(("--worth", "loss")),
+    "l1 by count": Arm(("--method", "l1", "--worth", "count")),
     "l1 by loss": Arm(("--method", "l1", "--worth", "loss")),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }
@@ -54,20 +56,28 @@ class Form:
     processes: int = 12
     budgets: tuple[float, ...] = (0.8, 0.65, 0.5)
     remove_blocks: bool = True
+    worth: str = "loss"  # of a channel, where an arm says nothing else
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; results of before blocks could be kept have no word of it."""
+        """Its fields; results of before there was a choice have no word of it."""
         found = asdict(self)
         if self.remove_blocks:
             del found["remove_blocks"]
+        if self.worth == "count":
+            del found["worth"]
         return found
 
 
 FORMS = {
     "full": Form(("resnet20", "resnet56"), 3, 45_000, 5, 20, 40),
-    "small": Form(("resnet20",), 1, 10_000, 3, 6, 10),
-    "short": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65, 0.5)),
+    "small": Form(("resnet20",), 1, 10_000, 3, 4, 8),
+    "short": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65, 0.5), worth="count"),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
-    "thin": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65,), remove_blocks=False),
+    "thin": Form(
+        *(("resnet20",), 1, 10_000, 3, 3, 2),
+        budgets=(0.65,),
+        remove_blocks=False,
+        worth="count",
+    ),
     "trial": Form(("resnet20",), 1, 512, 1, 2, 1, samples=40, processes=2, budgets=(0.8,)),
 }

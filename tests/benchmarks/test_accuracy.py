@@ -27,6 +27,8 @@ def test_budgets_of_another_dense_network_go() -> None:
     assert beside_older(new, {}) == new
 
 
-def test_forms_that_let_blocks_go_are_those_of_older_results() -> None:
+def test_forms_that_let_blocks_go_and_count_channels_are_those_of_older_results() -> None:
     assert "remove_blocks" not in FORMS["small"].to_json()
+    assert FORMS["small"].to_json()["worth"] == "loss"
     assert FORMS["thin"].to_json()["remove_blocks"] is False
+    assert "worth" not in FORMS["thin"].to_json()
