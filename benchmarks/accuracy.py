@@ -22,11 +22,11 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, Arm, Form
+from benchmarks.accuracy_arms import ABLATIONS, BASELINES, FORMS, GIVEN, Arm, Form
 from benchmarks.accuracy_outcome import beside_older, last_words, line, outcome, ratios, read
 from benchmarks.common import environment, made, older_result, start_from, write_result
 from benchmarks.torch_pruning_plans import METHODS, plan_at
@@ -114,7 +114,7 @@ class Study:
                 plan, how = plan_at(folder, model.eval(), name, aim)
                 (folder / "search.json").write_text(dump(how), encoding="utf-8")
                 path.write_text(dump(plan.to_json()), encoding="utf-8")
-            found = self._trained(folder, budget, Arm(("--plan", str(path))))
+            found = self._trained(folder, budget, replace(GIVEN, prune=("--plan", str(path))))
             if "complaint" not in found or self.given.until:
                 break
             path.unlink()
@@ -182,7 +182,7 @@ def run(study: Study) -> dict[str, Any]:
     """All arms of one network and seed."""
     study.base()
     wanted: list[str] = study.given.arms.split(",") if study.given.arms else []
-    arms = {"wgates": Arm(), **BASELINES, **dict.fromkeys(METHODS, Arm())}
+    arms = {"wgates": Arm(), **BASELINES, **dict.fromkeys(METHODS, GIVEN)}
     if study.given.ablate:
         arms |= ABLATIONS
     chosen = {name: how for name, how in arms.items() if not wanted or name in wanted}

@@ -15,9 +15,12 @@ class Arm:
     gates: float = 1.0  # times the form's epochs with gates; fine-tuning has the rest
 
 
+# their plans need no training: all epochs are one fine-tuning
 BASELINES: dict[str, Arm] = {
-    name: Arm(("--method", name)) for name in ("uniform", "l1", "group-norm", "bn-scale", "random")
+    name: Arm(("--method", name), gates=0.0)
+    for name in ("uniform", "l1", "group-norm", "bn-scale", "random")
 }
+GIVEN = Arm(gates=0.0)  # a plan of torch-pruning's
 SELECTED = ("l1", "group-norm", "bn-scale")  # by the selection that W-Gates is given to, too
 ABLATIONS: dict[str, Arm] = {
     "wgates tanh": Arm(("--surrogate", "tanh")),
@@ -36,8 +39,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
     "wgates by count": Arm(("--worth", "count")),
     "wgates by loss": Arm(("--worth", "loss")),
-    "l1 by count": Arm(("--method", "l1", "--worth", "count")),
-    "l1 by loss": Arm(("--method", "l1", "--worth", "loss")),
+    "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
+    "l1 by loss": Arm(("--method", "l1", "--worth", "loss"), gates=0.0),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }
 
@@ -70,7 +73,7 @@ class Form:
 
 FORMS = {
     "full": Form(("resnet20", "resnet56"), 3, 45_000, 5, 20, 40),
-    "small": Form(("resnet20",), 1, 10_000, 3, 4, 8),
+    "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
     "short": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65, 0.5), worth="count"),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
     "thin": Form(
