@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,14 +21,12 @@ from calibration.widths import (
     legal_widths,
     nearest,
 )
+from pipeline.pruning.moves import Moves, Step, after, total, totals
 from pipeline.pruning.worth import Scores, Worth, by_count
 
-# legal widths that a step may go: where the runtime works in blocks of two or four of them, the
-# next one alone often saves nothing, and would hide what the block is worth
-REACH = 4
 UNUSED = 5e-3  # of the budget: not worth a search
 TRADES = 512  # pairs of steps whose price is asked for
-SAVES = 1e-3  # of the price: what a step down must save to be worth an exchange
+SAVES = 1e-3  # of the price: what a step must change to be worth an exchange
 # (N, G) kept channels -> (N,) milliseconds, multiply-adds or parameters: what the budget bounds
 Cost = Callable[[Tensor], Tensor]  # differentiable
 Price = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -73,17 +72,16 @@ class Selector:
         Then use what is left: take the step up with the most worth for what it costs while
         the price stays within `aim`; steps that cost nothing (inside one of the runtime's
         channel blocks) are taken at once. Then, as long as the plan gains by it, give a step up
-        for what others make of the room. At last, of plans worth about as much, take one that
-        leaves less of the budget unused. Scores say which of a group's channels stay; `regard`
-        weighs the groups' channels against each other (1 where it is not given).
+        for what others make of the room, or take one that others make room for. At last, of plans
+        worth about as much, take one that leaves less of the budget unused. Scores say which of a
+        group's channels stay; `regard` weighs the groups' channels against each other (1 where it
+        is not given).
         """
         names = self.skeleton.groups.names
         widths = self.measured or by_count(scores)
         worth = [widths[n] * (regard or {}).get(n, 1.0) for n in names]
         kept = self._legal(start)
-        while self._prices([kept])[0] > aim and (best := self._best(kept, worth, -1, np.inf)):
-            kept = best
-        kept = self._filled(kept, worth, aim)
+        kept = self._filled(self._fitted(kept, worth, aim), worth, aim)
         for _ in range(self.exchanges):
             exchanged = self._exchanged(kept, worth, aim)
             if exchanged is None:
@@ -94,11 +92,27 @@ class Selector:
 
     def _legal(self, start: Sequence[int]) -> list[int]:
         """The allowed widths nearest to `start`; branches that it leaves out stay out."""
-        allowed = [self.allowed(group) for group in self.skeleton.groups.prunable]
-        kept = [nearest(widths, near) for widths, near in zip(allowed, start, strict=True)]
-        for branch in self._branches():
+        kept = [
+            nearest(widths, near) for widths, near in zip(self._moves.allowed, start, strict=True)
+        ]
+        for branch in self._moves.branches:
             if not any(start[index] for index in branch):
-                kept = _with(kept, dict.fromkeys(branch, 0))
+                kept = after(kept, dict.fromkeys(branch, 0))
+        return kept
+
+    def _fitted(
+        self,
+        kept: list[int],
+        worth: list[NDArray[np.float64]],
+        aim: float,
+        held: Collection[int] = (),
+    ) -> list[int]:
+        """Steps down, none of groups that are `held`, until the price fits or none is left."""
+        while self._prices([kept])[0] > aim:
+            best = self._best(kept, worth, -1, np.inf, held)
+            if best is None:
+                break
+            kept = best
         return kept
 
     def _filled(self, kept: list[int], worth: list[NDArray[np.float64]], aim: float) -> list[int]:
@@ -110,13 +124,22 @@ class Selector:
     def _exchanged(
         self, kept: list[int], worth: list[NDArray[np.float64]], aim: float
     ) -> list[int] | None:
-        """The plan worth most that gives one step up and fills the room; None if none gains."""
-        best, most = None, _total(kept, worth) * (1 + self.gains)
-        for step in self._saving(kept):
-            tried = self._filled(_with(kept, step), worth, aim)
-            if (found := _total(tried, worth)) > most and self._prices([tried])[0] <= aim:
+        """The plan worth most that one exchange leads to; None if none gains."""
+        best, most = None, total(kept, worth) * (1 + self.gains)
+        for tried in self._tried(kept, worth, aim):
+            if (found := total(tried, worth)) > most and self._prices([tried])[0] <= aim:
                 best, most = tried, found
         return best
+
+    def _tried(
+        self, kept: list[int], worth: list[NDArray[np.float64]], aim: float
+    ) -> Iterator[list[int]]:
+        """A step given up for what then fits, or taken for what must go to pay for it."""
+        for step in self._telling(kept, -1):
+            yield self._filled(after(kept, step), worth, aim)
+        for step in self._telling(kept, +1):
+            paid = self._fitted(after(kept, step), worth, aim, held=step)
+            yield self._filled(paid, worth, aim)
 
     def _spent(self, kept: list[int], worth: list[NDArray[np.float64]], aim: float) -> list[int]:
         """Of plans worth about as much, one that uses the budget: a step down pays for one up.
@@ -125,7 +148,7 @@ class Selector:
         budget for the sake of a difference in worth that is mere noise of the scores.
         """
         full = self.skeleton.groups.full().kept
-        least = _total(kept, worth) - self.ties * _total(full, worth)
+        least = total(kept, worth) - self.ties * total(full, worth)
         for _ in range(self.exchanges):
             now = float(self._prices([kept])[0])
             if now >= aim * (1 - UNUSED):
@@ -150,33 +173,35 @@ class Selector:
         about `both` (the price now and the aim) are worth asking for.
         """
         down, up = (
-            np.array([_with(kept, step) for step in self._steps(kept, way)], int).reshape(
+            np.array([after(kept, step) for step in self._moves.of(kept, way)], int).reshape(
                 -1, len(kept)
             )
             for way in (-1, +1)
         )
         if not len(down) or not len(up):
             return down[:0]
-        less, more = (_totals(rows, worth) for rows in (down, up))
+        less, more = (totals(rows, worth) for rows in (down, up))
         cheaper, dearer = (self.price(rows.astype(float)) for rows in (down, up))
         apart = (down != kept).astype(int) @ (up != kept).astype(int).T == 0
-        enough = less[:, None] + more - _total(kept, worth) >= least
+        enough = less[:, None] + more - total(kept, worth) >= least
         off = np.abs(cheaper[:, None] + dearer - both)
         pairs = np.argwhere(apart & enough)
         nearest_first = pairs[np.argsort(off[apart & enough], kind="stable")][:TRADES]
         found: NDArray[np.int64] = down[nearest_first[:, 0]] + up[nearest_first[:, 1]] - kept
         return found
 
-    def _saving(self, kept: list[int]) -> list[dict[int, int]]:
-        """Of the steps down, the shortest of each group that saves something, and the branches."""
-        steps = self._steps(kept, -1)
+    def _telling(self, kept: list[int], direction: int) -> list[Step]:
+        """Of the steps, the shortest of each group that changes the price, and the branches."""
+        steps = self._moves.of(kept, direction)
         if not steps:
             return []
-        least = self._prices([kept])[0] * (1 - SAVES)
-        found: dict[tuple[tuple[int, ...], bool], dict[int, int]] = {}
-        for step, price in zip(steps, self._prices([_with(kept, s) for s in steps]), strict=True):
-            if price < least:
-                found.setdefault((tuple(step), not any(step.values())), step)
+        now, *prices = self._prices([kept, *(after(kept, step) for step in steps)])
+        found: dict[tuple[tuple[int, ...], ...], Step] = {}
+        for step, price in zip(steps, prices, strict=True):
+            if direction * (price - now) > SAVES * now:
+                widths = tuple(step.values())
+                whole = 0 in widths or not any(kept[index] for index in step)
+                found.setdefault((tuple(step), widths if whole else ()), step)
         return list(found.values())
 
     def with_free_channels(self, kept: list[int]) -> list[int]:
@@ -208,13 +233,14 @@ class Selector:
         worth: list[NDArray[np.float64]],
         direction: int,
         limit: float,
+        held: Collection[int] = (),
     ) -> list[int] | None:
         """The widths after the best step in `direction`; None when no step is left."""
-        steps = self._steps(kept, direction)
+        steps = [s for s in self._moves.of(kept, direction) if not s.keys() & set(held)]
         if not steps:
             return None
         now = float(self._prices([kept])[0])
-        moved = self._prices([_with(kept, step) for step in steps])
+        moved = self._prices([after(kept, step) for step in steps])
         value = np.array(
             [sum(abs(worth[i][w] - worth[i][kept[i]]) for i, w in step.items()) for step in steps]
         )
@@ -226,32 +252,13 @@ class Selector:
             rank = np.where(useful, rank, -np.inf)
         elif direction > 0:
             return None
-        return _with(kept, steps[int(np.argmax(rank))])
+        return after(kept, steps[int(np.argmax(rank))])
 
-    def _steps(self, kept: list[int], direction: int) -> list[dict[int, int]]:
-        """Changes of widths, by group: each a short step, the shortest first, or a whole branch.
-
-        A branch goes from any widths, and comes back at its floor or whole: what its layers cost
-        at every width is saved at none but zero, so that step by step it would seem to pay least.
-        """
-        groups = self.skeleton.groups.prunable
-        steps = [
-            {index: width}
-            for index, group in enumerate(groups)
-            for width in _next(self.allowed(group), kept[index], direction)
-            if kept[index]
-        ]
-        for branch in self._branches():
-            stands = any(kept[index] for index in branch)
-            if direction < 0 and stands:
-                steps.append(dict.fromkeys(branch, 0))
-            elif direction > 0 and not stands:
-                steps += [{i: self.allowed(groups[i])[end] for i in branch} for end in (0, -1)]
-        return steps
-
-    def _branches(self) -> list[list[int]]:
-        """Groups of each branch that may go."""
-        return members(self.skeleton.groups.branches, self.skeleton.groups.names)
+    @cached_property
+    def _moves(self) -> Moves:
+        groups = self.skeleton.groups
+        allowed = tuple(self.allowed(group) for group in groups.prunable)
+        return Moves(allowed, members(groups.branches, groups.names))
 
 
 def allowed_widths(group: ChannelGroup, multiple: int, min_width: float) -> tuple[int, ...]:
@@ -264,23 +271,3 @@ def narrowest(groups: ChannelGroups, multiple: int, min_width: float) -> WidthVe
     """The least width of every group, while its branch stays."""
     widths = (allowed_widths(group, multiple, min_width)[0] for group in groups.prunable)
     return WidthVector(groups.names, tuple(widths))
-
-
-def _with(kept: Sequence[int], step: Mapping[int, int]) -> list[int]:
-    return [step.get(index, width) for index, width in enumerate(kept)]
-
-
-def _total(kept: Sequence[int], worth: Sequence[NDArray[np.float64]]) -> float:
-    return float(sum(of[width] for of, width in zip(worth, kept, strict=True)))
-
-
-def _totals(rows: NDArray[np.int64], worth: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(N,) worth of the plans in rows (N, G)."""
-    found: NDArray[np.float64] = np.sum([of[rows[:, i]] for i, of in enumerate(worth)], axis=0)
-    return found
-
-
-def _next(legal: tuple[int, ...], width: int, direction: int) -> list[int]:
-    if direction > 0:
-        return [w for w in legal if w > width][:REACH]
-    return [w for w in reversed(legal) if w < width][:REACH]

@@ -124,6 +124,15 @@ def test_a_step_is_exchanged_for_more() -> None:
     assert kept == (28, 32)
 
 
+def test_a_step_that_costs_more_than_any_other_saves_is_taken_for_several() -> None:
+    three = chain((32, 32, 32))
+    selector = Selector(three, lambda kept: kept @ np.array([1.0, 0.6, 0.6]), 16)
+    scores = dict(zip(three.groups.names, np.ones((3, 32)), strict=True))
+    regard = {"conv0": 4.0}
+    kept = selector.choose(scores, (16, 32, 32), 55.0, regard).widths().kept
+    assert kept == (32, 16, 16)
+
+
 def blocks(kept: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the first group, whole blocks; of the second, every channel."""
     return np.ceil(kept[:, 0] / BLOCK) * BLOCK + kept[:, 1]
