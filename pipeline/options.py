@@ -170,6 +170,9 @@ class PruneOptions:
         "loss without them",
     )
     worth_images: int = option(256, "training images on which that loss is measured", least=2)
+    worth_plans: int = option(
+        32, "whole plans whose loss is asked, since single losses do not add up; 1: none", least=1
+    )
     alpha: float = option(1.0, "weight of the cost in --budget-mode penalty", least=0)
     min_width: Share = option(
         Share(0.0),

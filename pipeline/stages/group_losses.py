@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,11 +15,14 @@ from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
 from pipeline.pruning.select import Selector
-from pipeline.pruning.worth import Losses, Scores, measure_losses
+from pipeline.pruning.together import asked, candidates
+from pipeline.pruning.worth import Losses, Scores, Worth, measure_losses
 from pipeline.run import Context
 from pipeline.stages.common import data_of, fabric_of
 
-LOSSES = "group-losses.json"
+LOSSES, TOGETHER = "group-losses.json", "plan-losses.json"
+
+Answer = TypeVar("Answer")
 
 
 def wants_losses(options: PruneOptions) -> bool:
@@ -28,13 +33,63 @@ def wants_losses(options: PruneOptions) -> bool:
 
 def group_losses(context: Context, model: nn.Module, selector: Selector, scores: Scores) -> Losses:
     """The dense model's losses, its best-scored channels kept; a resumed run reads them back."""
-    path = context.partial / LOSSES
+    path, groups = context.partial / LOSSES, selector.skeleton.groups
     if not path.exists():
-        context.write_json(LOSSES, _measured(context, model, selector, scores).to_json())
+        classes = len(data_of(context).card.classes)
+        allowed = {group.name: selector.allowed(group) for group in groups.prunable}
+        found = _probed(
+            *(context, model, selector, scores),
+            lambda loss: measure_losses(
+                groups,
+                allowed,
+                loss,
+                classes=classes,
+                on_done=lambda done, n: context.reporter.progress("groups' losses", done, n),
+            ),
+        )
+        context.write_json(LOSSES, found.to_json())
     return Losses.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _measured(context: Context, model: nn.Module, selector: Selector, scores: Scores) -> Losses:
+def weighed_together(
+    context: Context, model: nn.Module, selector: Selector, scores: Scores, aim: float
+) -> Worth:
+    """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole."""
+    path = context.partial / TOGETHER
+    plans = candidates(selector, scores, aim, context.options(PruneOptions).worth_plans)
+    if not path.exists():
+        found = _probed(
+            *(context, model, selector, scores),
+            lambda loss: asked(
+                plans, loss, lambda done, n: context.reporter.progress("plans' losses", done, n)
+            ),
+        )
+        context.write_json(
+            TOGETHER, [{"kept": widths.kept, "loss": loss} for widths, loss in found.items()]
+        )
+    names, first = selector.skeleton.groups.names, next(iter(plans))
+    losses = {
+        WidthVector(names, tuple(plan["kept"])): plan["loss"]
+        for plan in json.loads(path.read_text(encoding="utf-8"))
+    }
+    best = min(losses, key=lambda widths: losses[widths], default=first)
+    told = {"best": losses.get(best), "by single losses": losses.get(first)}
+    context.run.event("plans' losses", plans=len(plans), **told)
+    context.reporter.say(
+        f"plans' losses, of {len(plans)} as a whole: "
+        + ", ".join(f"{which} {loss:.3f}" for which, loss in told.items() if loss is not None)
+    )
+    return plans[best]
+
+
+def _probed(
+    context: Context,
+    model: nn.Module,
+    selector: Selector,
+    scores: Scores,
+    ask: Callable[[Callable[[WidthVector], float]], Answer],
+) -> Answer:
+    """What `ask` finds with a function that gives the training loss at some widths."""
     groups, data, fabric = selector.skeleton.groups, data_of(context), fabric_of(context.run)
     training = context.run.options("prepare", PrepareOptions)
     model.to(fabric.device)
@@ -43,7 +98,7 @@ def _measured(context: Context, model: nn.Module, selector: Selector, scores: Sc
         for part in data.images("train", context.options(PruneOptions).worth_images)
     )
 
-    def measured(at_once: int) -> Losses:
+    def measured(at_once: int) -> Answer:
         batches = -(-len(images) // at_once)
         parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
@@ -53,13 +108,7 @@ def _measured(context: Context, model: nn.Module, selector: Selector, scores: Sc
                 lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
             return float(torch.stack(lost).sum()) / len(images)
 
-        return measure_losses(
-            groups,
-            {group.name: selector.allowed(group) for group in groups.prunable},
-            loss,
-            classes=len(data.card.classes),
-            on_done=lambda done, total: context.reporter.progress("groups' losses", done, total),
-        )
+        return ask(loss)
 
     with batch_statistics(model), memory_told("for groups' losses"):
         return with_memory(measured, training.micro_batch or training.train_batch, LEAST_PART)[0]

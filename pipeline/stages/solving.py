@@ -43,7 +43,7 @@ from pipeline.stages.common import (
     skeleton_of,
     trainer_of,
 )
-from pipeline.stages.group_losses import group_losses, wants_losses
+from pipeline.stages.group_losses import group_losses, wants_losses, weighed_together
 from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
 from pipeline.training import Epoch, Trainer, decayed, sgd
@@ -88,8 +88,13 @@ class Solving:
     def learn(self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float) -> None:
         """Let the method learn; later rounds start where the last one ended and take an epoch.
 
-        `smooth` makes, on the training's device, what gates can follow of the cost.
+        `smooth` makes, on the training's device, what gates can follow of the cost. Before any
+        training, the losses of whole plans settle what groups are worth.
         """
+        if number == 1 and self._worth is not None and self.options.worth_plans > 1:
+            self._worth = weighed_together(
+                self.context, self.model, self._selector(cost), self.pruner.scores(), aim
+            )
         if self.solving_epochs == 0:  # a baseline that needs no training to decide
             return
         label = "gates" if number == 1 else f"gates round {number}"

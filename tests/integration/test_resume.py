@@ -72,6 +72,10 @@ def test_more_samples_keep_what_was_measured(run_until: RunUntil) -> None:
     assert {key: after[key] for key in before} == before
 
 
+def losses_in(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in ("group-losses.json", "plan-losses.json")]
+
+
 def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     folder = run_until("prune")
     command = ("prune", folder.name, "--gate-epochs", "21")
@@ -81,7 +85,7 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     kill(process)
     before = epochs_of(checkpoint)
     assert 2 <= len(before) < 14, "it was to be killed in the middle"
-    losses = (checkpoint.parent / "group-losses.json").read_bytes()
+    losses = losses_in(checkpoint.parent)
     code, _, stderr = finish(start(*command, cwd=folder.parent))
     assert code == 0, stderr
     assert f"gates: resumed after epoch {len(before)}\n" in stderr
@@ -91,7 +95,7 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     assert [e["loss"] for e in history[: len(before)]] == [e["loss"] for e in before]
     assert len(history) >= 21
     # those of the dense network, which the checkpoint's is no more
-    assert (folder / "prune" / "group-losses.json").read_bytes() == losses
+    assert losses_in(folder / "prune") == losses
 
 
 def test_finetuning_stopped_twice_ends_with_the_weights_of_one_that_was_not(
