@@ -38,9 +38,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates bound": Arm(("--budget-mode", "bound")),
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
     "wgates by count": Arm(("--worth", "count")),
-    "wgates by loss": Arm(("--worth", "loss")),
+    "wgates by single losses": Arm(("--worth-plans", "1")),
     "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
-    "l1 by loss": Arm(("--method", "l1", "--worth", "loss"), gates=0.0),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }
 
@@ -74,7 +73,6 @@ class Form:
 FORMS = {
     "full": Form(("resnet20", "resnet56"), 3, 45_000, 5, 20, 40),
     "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
-    "short": Form(("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65, 0.5), worth="count"),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
     "thin": Form(
         *(("resnet20",), 1, 10_000, 3, 3, 2),

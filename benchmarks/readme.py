@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, thin, worth
+from benchmarks.readme_accuracy import accuracy, variants
 from benchmarks.readme_budgets import budgets
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
@@ -48,9 +48,7 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
-        ("worth", ("accuracy-short.json",), worth),
-        ("worth-long", ("accuracy-worth.json",), worth),
-        ("thin", ("accuracy-thin.json",), thin),
+        ("variants", ("accuracy-thin.json",), variants),
         ("coverage", ("coverage.json",), coverage),
         ("budgets", ("budgets.json",), budgets),
         ("training", ("gated-step.json", "training.json"), training),

@@ -19,48 +19,37 @@ def accuracy(result: dict[str, Any]) -> str:
     return "\n".join([_protocol(result["protocol"]["form"]), *_tables(result), ""])
 
 
-def worth(result: dict[str, Any]) -> str:
-    """Tables of a study of what groups are worth, to stand below the large one."""
+def variants(result: dict[str, Any]) -> str:
+    """Tables of a study of W-Gates' own variants, in which no block may go."""
     form = result["protocol"]["form"]
     epochs = form["gate_epochs"] + form["finetune_epochs"]
     head = (
-        f"{epochs} epochs for each arm instead, {form['finetune_epochs']} of them after pruning; "
-        "`by loss`: with `--worth loss`; all else as above."
+        "W-Gates with one thing changed in each row. No block may go and a channel counts for one "
+        f"(`--worth count`), so that most groups have filters to choose; {epochs} epochs an arm, "
+        f"{form['finetune_epochs']} of them after pruning, in fp32; all else as above."
     )
     return "\n".join([head, *_tables(result), ""])
 
 
-def thin(result: dict[str, Any]) -> str:
-    """Tables of a study in which no block may go, variants of W-Gates among its arms."""
-    form = result["protocol"]["form"]
-    epochs = form["gate_epochs"] + form["finetune_epochs"]
-    head = (
-        f"No block may go, so that most groups have filters to choose; {epochs} epochs an arm, "
-        f"{form['finetune_epochs']} of them after pruning; all else as above. Below the baselines "
-        "variants of W-Gates, one thing changed in each, and l1 with `--worth loss`."
-    )
-    return "\n".join([head, *_tables(result, variants=True), ""])
-
-
-def _tables(result: dict[str, Any], *, variants: bool = False) -> Iterator[str]:
+def _tables(result: dict[str, Any]) -> Iterator[str]:
     for network in result["protocol"]["form"]["networks"]:
         named = result["studies"].items()
         seeds = [study for name, study in named if name.startswith(f"{network}-seed")]
-        yield from ("", *_table(network, seeds), "", *_remarks(seeds, variants=variants))
+        yield from ("", *_table(network, seeds), "", *_remarks(seeds))
 
 
 def _protocol(form: dict[str, Any]) -> str:
-    epochs = form["gate_epochs"] + form["finetune_epochs"]
+    gated, epochs = form["gate_epochs"], form["gate_epochs"] + form["finetune_epochs"]
     return (
         f"CIFAR-10 as JPEG, `ort-cpu`, one thread; padding shortcuts, so that widths inside of "
         f"residual blocks and whole blocks can go. {form['images']:,} training images, "
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
-        "same images and order, the dense one's too; selected on validation (images that the given "
-        "weights have seen), reported on test. l1, group-norm and bn-scale: LPNet, selection and "
-        "closed loop as for W-Gates, with that score in the gates' place. tp: torch-pruning's own "
-        "pruners, one ratio for all layers, or its scores ranked across them (-global); they, "
-        "uniform and random thin layers and remove no blocks. Cells: top-1 % and the measured "
-        "latency, all engines of a budget beside each other."
+        f"same images, the dense one's too: W-Gates prunes after {gated} of them, the others "
+        "before the first. Selected on validation (images that the given weights have seen), "
+        "reported on test. l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
+        "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
+        "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
+        "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
     )
 
 
@@ -102,8 +91,8 @@ def _top1(outcomes: list[dict[str, Any]]) -> str:
     return found
 
 
-def _remarks(seeds: list[dict[str, Any]], *, variants: bool) -> Iterator[str]:
-    """Who is ahead by how much; of `variants`, many, only how far they lie apart."""
+def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
+    """Who is ahead by how much; of several variants only how far they lie apart."""
     dense = mean(100 * study["dense"]["test"]["top1"] for study in seeds)
     for budget in seeds[0]["budgets"]:
         tops = {
@@ -117,11 +106,11 @@ def _remarks(seeds: list[dict[str, Any]], *, variants: bool) -> Iterator[str]:
         apart = {name: top for name, top in others.items() if name not in SELECTED}
         beside = _best("baseline", others) | _best("without this selection", apart)
         ablated = {name: top for name, top in tops.items() if name in ABLATIONS}
-        beside |= {} if variants else ablated
+        ours = {name: top for name, top in ablated.items() if name.startswith(OURS)}
+        beside |= {} if len(ours) > 1 else ablated
         beside["dense"] = dense
         leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
-        ours = {name: top for name, top in ablated.items() if name.startswith(OURS)}
-        apart_by = _apart(ours) if variants and ours else ""
+        apart_by = _apart(ours) if len(ours) > 1 else ""
         yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}{apart_by}"
     arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
     if any(found != arms[0] for found in arms):

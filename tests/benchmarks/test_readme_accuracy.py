@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, thin, worth
+from benchmarks.readme_accuracy import accuracy, variants
 
 FORM = {
     "networks": ["net"],
@@ -62,11 +62,11 @@ def test_an_arm_without_a_plan_is_no_baseline() -> None:
 
 def test_an_ablation_is_no_baseline() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
-    given["budgets"]["0.5x"]["l1 by loss"] = arm(0.86, 0.49)
+    given["budgets"]["0.5x"]["l1 by count"] = arm(0.86, 0.49)
     found = text(given)
     said = (
         "1.00 points ahead of the best baseline (l1), 5.00 points ahead of the best without this "
-        "selection (uniform), 1.00 points behind l1 by loss, "
+        "selection (uniform), 1.00 points behind l1 by count, "
     )
     assert said in found
 
@@ -100,24 +100,11 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
     assert "- Trained and measured on a CPU (0.8x: another CPU)." in text(given)
 
 
-def test_the_study_of_what_groups_are_worth_compares_both() -> None:
-    given = study(0.85, 0.84, arm(0.8, 0.47))
-    given["budgets"]["0.5x"]["wgates by loss"] = arm(0.83, 0.49)
-    form = FORM | {"finetune_epochs": 2}
-    found = worth({"protocol": {"form": form}, "studies": {"net-seed0": given}})
-    assert found.startswith("8 epochs for each arm instead, 2 of them after pruning")
-    said = (
-        "(l1), 5.00 points ahead of the best without this selection (uniform), "
-        "2.00 points ahead of wgates by loss, "
-    )
-    assert said in found
-
-
 def test_variants_of_w_gates_are_told_by_how_far_they_lie_apart() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
-    for name, top1 in (("wgates ste", 0.83), ("wgates tanh", 0.86), ("l1 by loss", 0.85)):
+    for name, top1 in (("wgates ste", 0.83), ("wgates tanh", 0.86), ("l1 by count", 0.85)):
         given["budgets"]["0.5x"][name] = arm(top1, 0.49)
-    found = thin({"protocol": {"form": FORM}, "studies": {"net-seed0": given}})
+    found = variants({"protocol": {"form": FORM}, "studies": {"net-seed0": given}})
     assert "16 epochs an arm, 10 of them after pruning" in found
     assert "| wgates tanh | 86.00 (85.00 to 87.00) at 0.490x |" in found
     said = (
