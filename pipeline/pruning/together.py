@@ -18,6 +18,8 @@ from calibration.widths import ChannelGroups, WidthVector
 from pipeline.pruning.select import Selector
 from pipeline.pruning.worth import Scores, Worth
 
+OnDone = Callable[[int, int], None]  # (done, of how many)
+
 SPREAD = 0.5  # standard deviation of the logarithm of what a group's worth is multiplied by
 
 
@@ -38,22 +40,27 @@ def variants(worth: Worth, groups: ChannelGroups, count: int) -> Iterator[Worth]
 
 
 def candidates(
-    selector: Selector, scores: Scores, aim: float, count: int
+    selector: Selector,
+    scores: Scores,
+    aim: float,
+    count: int,
+    on_done: OnDone = lambda done, total: None,
 ) -> dict[WidthVector, Worth]:
     """What the variants of the selector's worth lead to from the dense network, each plan once."""
     worth, groups = selector.measured, selector.skeleton.groups
     assert worth is not None
     found: dict[WidthVector, Worth] = {}
-    for variant in variants(worth, groups, count):
+    for number, variant in enumerate(variants(worth, groups, count), 1):
         plan = replace(selector, measured=variant).choose(scores, groups.full().kept, aim)
         found.setdefault(plan.widths(), variant)
+        on_done(number, count)
     return found
 
 
 def asked(
     plans: dict[WidthVector, Worth],
     loss: Callable[[WidthVector], float],
-    on_done: Callable[[int, int], None] = lambda done, total: None,
+    on_done: OnDone = lambda done, total: None,
 ) -> dict[WidthVector, float]:
     """The loss of each plan as a whole; plans whose loss is no number are left out."""
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import TypeVar
@@ -44,7 +45,7 @@ def group_losses(context: Context, model: nn.Module, selector: Selector, scores:
                 allowed,
                 loss,
                 classes=classes,
-                on_done=lambda done, n: context.reporter.progress("groups' losses", done, n),
+                on_done=functools.partial(context.reporter.progress, "groups' losses"),
             ),
         )
         context.write_json(LOSSES, found.to_json())
@@ -55,14 +56,13 @@ def weighed_together(
     context: Context, model: nn.Module, selector: Selector, scores: Scores, aim: float
 ) -> Worth:
     """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole."""
-    path = context.partial / TOGETHER
-    plans = candidates(selector, scores, aim, context.options(PruneOptions).worth_plans)
+    path, progress = context.partial / TOGETHER, context.reporter.progress
+    count = context.options(PruneOptions).worth_plans
+    plans = candidates(selector, scores, aim, count, functools.partial(progress, "plans to ask"))
     if not path.exists():
         found = _probed(
             *(context, model, selector, scores),
-            lambda loss: asked(
-                plans, loss, lambda done, n: context.reporter.progress("plans' losses", done, n)
-            ),
+            lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
         )
         context.write_json(
             TOGETHER, [{"kept": widths.kept, "loss": loss} for widths, loss in found.items()]
