@@ -124,7 +124,8 @@ class Study:
         form = self.form
         gated = round(how.gates * form.gate_epochs)
         epochs = form.gate_epochs + form.finetune_epochs
-        aim = ("--budget", f"{budget:g}x", "--worth", form.worth)
+        # the dense network teaches in all epochs, before pruning as in fine-tuning
+        aim = ("--budget", f"{budget:g}x", "--worth", form.worth, "--gate-distill", "0.5")
         seconds = 0.0
         for name, options in {
             "prune": (*aim, "--gate-epochs", str(gated), *how.prune),

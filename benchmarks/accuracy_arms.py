@@ -32,7 +32,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates twice the gate epochs": Arm(gates=2.0),
     "wgates live half": Arm(("--live-share", "50%")),
     "wgates live nine tenths": Arm(("--live-share", "90%")),
-    "wgates gate distillation": Arm(("--gate-distill", "0.5")),
+    "wgates no gate distillation": Arm(("--gate-distill", "0")),
     "wgates no distillation": Arm(finetune=("--distill", "0")),
     "wgates bound without snapping": Arm(("--budget-mode", "bound", "--no-snap-gates")),
     "wgates bound": Arm(("--budget-mode", "bound")),

@@ -189,7 +189,9 @@ class PruneOptions:
     )
     gate_lr: float = option(1.0, "speed of the gates, whatever the training's length", least=0)
     weight_lr: float = option(
-        0.02, "peak learning rate of the weights during gated training", least=0
+        0.05,
+        "learning rate of the weights during gated training; it holds, for fine-tuning to go on",
+        least=0,
     )
     dual_lr: float = option(0.8, "speed of dual ascent in --budget-mode bound, likewise", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")

@@ -209,7 +209,7 @@ class WGates:
         # change places with every step, and weights never learn for the channels that stay
         steady = {
             "weight_decay": 0.0,
-            "scheduled": settings.mode == "projection",
+            "course": "falls" if settings.mode == "projection" else "steady",
             "momentum": 0.0,
             "nesterov": False,
         }
@@ -222,7 +222,7 @@ class WGates:
             biases += [{"params": [x.bias for x in gate.layers()], "lr": lr, **steady}]
         return sgd(
             [
-                *decayed(self.model, settings.weight_lr, settings.weight_decay),
+                *decayed(self.model, settings.weight_lr, settings.weight_decay, "holds"),
                 {"params": weights, "lr": gate_lr, **steady},
                 *biases,
             ]

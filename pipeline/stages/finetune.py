@@ -79,6 +79,9 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
         return (1 - options.distill) * task + options.distill * distillation(logits, target)
 
     recipe = recipe_of(prepare, "finetune", options.finetune_epochs, "lower --finetune-lr")
+    if context.run.document("prune", "prune.json")["history"]:
+        # its weights were trained at a rate that held, and this goes on with it
+        recipe = replace(recipe, regime=replace(recipe.regime, warmup=0.0))
     trainer = trainer_of(context, replace(recipe, seed=prepare.seed + 1))
     best = BestByValidation(
         model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)

@@ -46,7 +46,7 @@ from pipeline.stages.common import (
 from pipeline.stages.group_losses import group_losses, wants_losses, weighed_together
 from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
-from pipeline.training import Epoch, Trainer, decayed, sgd
+from pipeline.training import Course, Epoch, Trainer, decayed, sgd
 
 PLANS = "plans.sqlite"  # what was proposed, measured better than calibration's candidates
 
@@ -156,11 +156,13 @@ class Solving:
     def train_on_masks(self, plan: Plan) -> list[Epoch]:
         """The method's remaining epochs: weights only, behind the plan's fixed masks."""
         trainer = self._trainer("masked weights", self.options.gate_epochs - self.solving_epochs)
+        course: Course = "steady" if self.history else "holds"
+        weights = decayed(self.model, self.options.weight_lr, self.prepare.weight_decay, course)
         self.model.to(self.fabric.device)
         with masked(self.model, self.skeleton.groups, plan):
             return trainer.train(
                 self.model,
-                sgd(decayed(self.model, self.options.weight_lr, self.prepare.weight_decay)),
+                sgd(weights),
                 lambda images, labels: self.task(images, self.model(images), labels),
                 evaluate=lambda: top1(self.model, self.data, "val", self.fabric),
             )

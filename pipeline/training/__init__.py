@@ -3,20 +3,21 @@
 from pipeline.training.devices import make_fabric
 from pipeline.training.loop import Trainer
 from pipeline.training.losses import distillation
-from pipeline.training.optimizer import cosine, decayed, sgd
+from pipeline.training.optimizer import Course, decayed, rate_factor, sgd
 from pipeline.training.recipe import Epoch, Recipe, Regime, Upkeep
 from pipeline.training.steps import Loss
 
 __all__ = [
+    "Course",
     "Epoch",
     "Loss",
     "Recipe",
     "Regime",
     "Trainer",
     "Upkeep",
-    "cosine",
     "decayed",
     "distillation",
     "make_fabric",
+    "rate_factor",
     "sgd",
 ]

@@ -163,21 +163,22 @@ def test_gates_are_held_on_plans_that_fit_an_aim_that_falls(
 
 
 @one_thread()
-@pytest.mark.parametrize(("settings", "settle"), [(HELD, True), (SETTINGS, False)])
+@pytest.mark.parametrize(("settings", "expected"), [(HELD, "falls"), (SETTINGS, "steady")])
 def test_gates_on_plans_settle_and_those_under_a_price_follow_it_to_the_end(
-    wgates: WGates, settings: GateSettings, *, settle: bool
+    wgates: WGates, settings: GateSettings, expected: str
 ) -> None:
     fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, settings, multiple=8)
     macs, course = Count.macs(fresh.skeleton), Course(1)
     aim = 0.5 * macs.at(fresh.skeleton.groups.full())
     fresh.solve(cast("Trainer", course), goal(fresh, macs, aim))
     of_gates = {parameter for gate in fresh.gates.each() for parameter in gate.parameters()}
-    scheduled = [
-        group.get("scheduled", True)
+    found = [
+        group["course"]
         for group in course.optimizer.param_groups
         if of_gates & set(group["params"])
     ]
-    assert scheduled == [settle] * (1 + len(fresh.gates.each()))
+    assert found == [expected] * (1 + len(fresh.gates.each()))
+    assert {group["course"] for group in course.optimizer.param_groups} == {expected, "holds"}
 
 
 def test_a_held_model_is_resumed_as_it_was(wgates: WGates) -> None:

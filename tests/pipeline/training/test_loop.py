@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import DeployError, TrainingError
 from pipeline.evaluation import Top1
-from pipeline.training import Epoch, Recipe, Trainer, cosine, make_fabric, sgd
+from pipeline.training import Epoch, Recipe, Trainer, make_fabric, rate_factor, sgd
 
 from .small import (
     CLASSES,
@@ -134,7 +134,7 @@ def test_learning_rate_follows_the_schedule_but_for_groups_that_do_not(tmp_path:
     groups = [
         {"params": list(model.conv.parameters()), "lr": 0.2, "weight_decay": 0.0},
         {"params": list(model.linear.parameters()), "lr": 0.3, "weight_decay": 0.0}
-        | {"scheduled": False},
+        | {"course": "steady"},
     ]
     optimizer = sgd(groups)
     rates: list[tuple[float, float]] = []
@@ -149,7 +149,9 @@ def test_learning_rate_follows_the_schedule_but_for_groups_that_do_not(tmp_path:
             (optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"])
         ),
     )
-    assert [first for first, _ in rates] == pytest.approx([0.2 * cosine(s / 10) for s in range(10)])
+    assert [first for first, _ in rates] == pytest.approx(
+        [0.2 * rate_factor("falls", s / 10) for s in range(10)]
+    )
     assert {second for _, second in rates} == {0.3}
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training import cosine, decayed, distillation, sgd
+from pipeline.training import decayed, distillation, rate_factor, sgd
 
 from .small import make_model
 
 
 @pytest.mark.parametrize(
-    ("share", "factor"),
+    ("share", "expected"),
     [
         (0.0, 0.0),
         (0.05, 0.5),
@@ -25,8 +25,14 @@ from .small import make_model
         (1.0, 0.0),
     ],
 )
-def test_cosine_after_linear_warm_up(share: float, factor: float) -> None:
-    assert cosine(share) == pytest.approx(factor, abs=1e-12)
+def test_cosine_after_linear_warm_up(share: float, expected: float) -> None:
+    assert rate_factor("falls", share) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_rate_that_holds_warms_up_and_stays_and_a_steady_one_is_there_at_once() -> None:
+    assert [rate_factor("holds", share) for share in (0.0, 0.05, 0.1, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [rate_factor("steady", share) for share in (0.0, 1.0)] == [1.0, 1.0]
+    assert rate_factor("falls", 0.0, warmup=0.0) == 1.0
 
 
 def test_weight_decay_is_for_weights_only() -> None:
