@@ -205,9 +205,10 @@ class WGates:
         gate_lr = settings.gate_lr * pace * sum(gate.channels for gate in self.gates.each()) / GATES
         # no momentum: the price would act late and swing; no weight decay: it would pull every
         # score towards the threshold. On plans no price pushes that gates would have to follow to
-        # the end: they settle with the weights, where at a steady rate a few percent of them would
-        # change places with every step, and weights never learn for the channels that stay
-        steady = {
+        # the end: they settle, where at a steady rate a few percent of them would change places
+        # with every step, and weights never learn for the channels that stay. The weights' rate
+        # holds: fine-tuning goes on from there, and lets it fall
+        plain = {
             "weight_decay": 0.0,
             "course": "falls" if settings.mode == "projection" else "steady",
             "momentum": 0.0,
@@ -219,11 +220,11 @@ class WGates:
             # every channel's gradient adds up in a bias: at the full rate a group closes as one,
             # before any image could say which of its channels should stay
             lr = gate_lr / gate.channels
-            biases += [{"params": [x.bias for x in gate.layers()], "lr": lr, **steady}]
+            biases += [{"params": [x.bias for x in gate.layers()], "lr": lr, **plain}]
         return sgd(
             [
                 *decayed(self.model, settings.weight_lr, settings.weight_decay, "holds"),
-                {"params": weights, "lr": gate_lr, **steady},
+                {"params": weights, "lr": gate_lr, **plain},
                 *biases,
             ]
         )
