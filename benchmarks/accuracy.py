@@ -124,11 +124,12 @@ class Study:
         form = self.form
         gated = round(how.gates * form.gate_epochs)
         epochs = form.gate_epochs + form.finetune_epochs
+        aim = ("--budget", f"{budget:g}x", "--worth", form.worth)
         # the dense network teaches in all epochs, before pruning as in fine-tuning
-        aim = ("--budget", f"{budget:g}x", "--worth", form.worth, "--gate-distill", "0.5")
+        taught = ("--gate-distill", "0.5") if gated else ()
         seconds = 0.0
         for name, options in {
-            "prune": (*aim, "--gate-epochs", str(gated), *how.prune),
+            "prune": (*aim, "--gate-epochs", str(gated), *taught, *how.prune),
             "finetune": ("--finetune-epochs", str(epochs - gated), *how.finetune),
             "export": (),
             "build": (),
