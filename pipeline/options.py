@@ -48,7 +48,11 @@ class PrepareOptions:
     )
     weight_decay: float = option(5e-4, "weight decay, in every training stage", least=0)
     warmup: Share = option(
-        Share(0.1), "share of the steps in which the learning rate rises", least=0, below=1
+        Share(0.1),
+        "share of the steps in which the learning rate rises; none where fine-tuning goes on "
+        "with what prune trained",
+        least=0,
+        below=1,
     )
     label_smoothing: float = option(0.0, "share of a label spread over all", least=0, below=1)
     mixup: float = option(0.0, "alpha of mixup; 0: none", least=0)

@@ -24,7 +24,7 @@ from pipeline.stages.common import (
     trainer_of,
 )
 from pipeline.stages.company import company
-from pipeline.training import Epoch, decayed, distillation, sgd
+from pipeline.training import Epoch, Recipe, decayed, distillation, sgd
 
 
 def execute(context: Context) -> None:
@@ -63,6 +63,11 @@ def cut_model(context: Context) -> nn.Module:
     return shrink(model, skeleton_of(context.run), plan_of(context.run))
 
 
+def going_on(recipe: Recipe) -> Recipe:
+    """Without a warm-up: prune's training ended at a rate that held, and this lets it fall."""
+    return replace(recipe, regime=replace(recipe.regime, warmup=0.0))
+
+
 def _train(context: Context, model: nn.Module) -> list[Epoch]:
     options = context.options(FinetuneOptions)
     prepare = context.run.options("prepare", PrepareOptions)
@@ -80,8 +85,7 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
 
     recipe = recipe_of(prepare, "finetune", options.finetune_epochs, "lower --finetune-lr")
     if context.run.document("prune", "prune.json")["history"]:
-        # its weights were trained at a rate that held, and this goes on with it
-        recipe = replace(recipe, regime=replace(recipe.regime, warmup=0.0))
+        recipe = going_on(recipe)
     trainer = trainer_of(context, replace(recipe, seed=prepare.seed + 1))
     best = BestByValidation(
         model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
