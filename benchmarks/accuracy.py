@@ -6,7 +6,7 @@ DIR of --data holds train/<class>/*.jpg and test/<class>/*.jpg, that of --weight
 resnet20-cifar10.safetensors and resnet56-cifar10.safetensors. All arms of a network and seed start
 from one dense network (the checkpoint, adapted to the JPEG images) and one calibration, prune the
 widths inside of residual blocks and, where form and method can, whole blocks, train for the same
-number of epochs on the same images in the same order with the same augmentation, select on
+number of epochs on the same images with the same augmentation, select on
 validation and report test. At the end the engines of a budget are timed beside each other in the
 same fresh processes. Every arm is a run folder with its log; what is done is not done again, so the
 study goes on where it was stopped. Plans are measured: `--until prune` makes them while nobody else

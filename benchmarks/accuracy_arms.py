@@ -75,10 +75,7 @@ FORMS = {
     "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
     "thin": Form(
-        *(("resnet20",), 1, 10_000, 3, 3, 2),
-        budgets=(0.65,),
-        remove_blocks=False,
-        worth="count",
+        ("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65,), remove_blocks=False, worth="count"
     ),
     "trial": Form(("resnet20",), 1, 512, 1, 2, 1, samples=40, processes=2, budgets=(0.8,)),
 }

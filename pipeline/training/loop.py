@@ -165,8 +165,8 @@ class Trainer:
         done = self._steps_done
         share = done / (recipe.epochs * self.steps_per_epoch)
         for group in session.optimizer.param_groups:
-            course = group.get("course", "falls")
-            group["lr"] = group["peak"] * rate_factor(course, share, recipe.regime.warmup)
+            factor = rate_factor(group["course"], share, recipe.regime.warmup)
+            group["lr"] = group["peak"] * factor
         seeds = _seeds(recipe.seed, number, self.progress.steps, fabric.global_rank)
         torch.manual_seed(seeds[0])
         images, labels = self._mixing(images.to(fabric.device), labels.to(fabric.device))

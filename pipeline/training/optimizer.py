@@ -16,9 +16,15 @@ Course = Literal["falls", "holds", "steady"]
 
 
 def sgd(groups: list[dict[str, Any]]) -> torch.optim.SGD:
-    """Nesterov momentum 0.9; each group names its own `lr` (peak), `weight_decay`, `course`."""
+    """Nesterov momentum 0.9; each group names its own `lr` (peak) and `weight_decay`.
+
+    Its rate takes the `course` that it names, or falls.
+    """
     return torch.optim.SGD(
-        [{**group, "peak": group["lr"]} for group in groups], lr=0.1, momentum=0.9, nesterov=True
+        [{"course": "falls", **group, "peak": group["lr"]} for group in groups],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=True,
     )
 
 
