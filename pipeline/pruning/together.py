@@ -9,7 +9,7 @@ that led to the best of them decides from there on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ OnDone = Callable[[int, int], None]  # (done, of how many)
 SPREAD = 0.5  # standard deviation of the logarithm of what a group's worth is multiplied by
 
 
-def variants(worth: Worth, groups: ChannelGroups, count: int) -> Iterator[Worth]:
+def variants(worth: Worth, groups: ChannelGroups, count: int) -> list[Worth]:
     """The worth as it is, then `count - 1` that weigh the groups otherwise, always the same ones.
 
     Groups of one branch are weighed alike.
@@ -32,33 +32,33 @@ def variants(worth: Worth, groups: ChannelGroups, count: int) -> Iterator[Worth]
     owners = {group.name: of.get(group.name, group.name) for group in groups.prunable}
     several = list(dict.fromkeys(owners.values()))
     rng = np.random.default_rng(0)
-    yield worth
+    found = [worth]
     for _ in range(count - 1):
         drawn = np.exp(SPREAD * rng.normal(size=len(several)))
         factors = dict(zip(several, drawn, strict=True))
-        yield {name: factors[owner] * worth[name] for name, owner in owners.items()}
+        found.append({name: factors[owner] * worth[name] for name, owner in owners.items()})
+    return found
 
 
 def candidates(
     selector: Selector,
     scores: Scores,
     aim: float,
-    count: int,
+    worths: Sequence[Worth],
     on_done: OnDone = lambda done, total: None,
-) -> dict[WidthVector, Worth]:
-    """What the variants of the selector's worth lead to from the dense network, each plan once."""
-    worth, groups = selector.measured, selector.skeleton.groups
-    assert worth is not None
-    found: dict[WidthVector, Worth] = {}
-    for number, variant in enumerate(variants(worth, groups, count), 1):
-        plan = replace(selector, measured=variant).choose(scores, groups.full().kept, aim)
-        found.setdefault(plan.widths(), variant)
-        on_done(number, count)
+) -> dict[WidthVector, int]:
+    """What each worth leads to from the dense network: a plan, and the first worth that did."""
+    dense = selector.skeleton.groups.full().kept
+    found: dict[WidthVector, int] = {}
+    for number, worth in enumerate(worths):
+        plan = replace(selector, measured=worth).choose(scores, dense, aim)
+        found.setdefault(plan.widths(), number)
+        on_done(number + 1, len(worths))
     return found
 
 
 def asked(
-    plans: dict[WidthVector, Worth],
+    plans: Collection[WidthVector],
     loss: Callable[[WidthVector], float],
     on_done: OnDone = lambda done, total: None,
 ) -> dict[WidthVector, float]:

@@ -20,6 +20,7 @@ FILES = {
     "precision": "calibrate/precision.json",
     "prune": "prune/prune.json",
     "losses": "prune/group-losses.json",
+    "plan_losses": "prune/plan-losses.json",
     "finetune": "finetune/finetune.json",
     "build": "build/build.json",
     "verify": "verify/certificate.json",
@@ -40,6 +41,7 @@ class Documents:
     precision: Document | None = None  # of calibrate: int8 forms, nodes in fp32
     prune: Document | None = None
     losses: Document | None = None  # of prune, by group; None too where it did not ask for them
+    plan_losses: Document | None = None  # of prune, by whole plan; likewise
     finetune: Document | None = None
     build: Document | None = None
     verify: Document | None = None  # the certificate

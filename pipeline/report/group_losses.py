@@ -1,4 +1,4 @@
-"""What is lost without each group: the training loss with it narrowed alone, before any pruning."""
+"""What the training loss said before any pruning: of each group narrowed alone, of whole plans."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pipeline.report.documents import Document
 from pipeline.report.plots import ORANGE, Figure, axis, label_of, trace
 
 ROW, ROWS, MOST = 28, 130, 2400  # pixels: of a group, of all else, of the figure
-COLORS: dict[str, Any] = {
+SCALE: dict[str, Any] = {
     "colorscale": "Viridis",
-    "cmin": 0,
-    "cmax": 100,
     "showscale": True,
     "colorbar": {"title": {"text": "% kept"}, "thickness": 12},
 }
@@ -31,7 +29,7 @@ def group_losses(losses: Document, trace_document: Document, prune: Document) ->
         for group in branch["groups"]
     ]
     shares = [100 * kept / full[group] for group, kept, _ in narrowed]
-    marker = {"size": 9, "color": shares, **COLORS}
+    marker = {"size": 9, "color": shares, "cmin": 0, "cmax": 100, **SCALE}
     traces = [_rows("narrowed alone", narrowed, full, losses, marker)]
     if gone:
         diamond = {"size": 9, "symbol": "diamond", "color": ORANGE}
@@ -43,6 +41,41 @@ def group_losses(losses: Document, trace_document: Document, prune: Document) ->
     }
     label = "Training loss of the dense network with each group narrowed alone"
     return Figure("group-losses", label, traces, layout)
+
+
+def plan_losses(found: Document, prune: Document) -> Figure:
+    """One row a plan, the one that loses least above: what it keeps of each group."""
+    full = {item["group"]: item["full"] for item in prune["widths"]}
+    names = found["groups"]
+    plans = sorted(found["plans"], key=lambda plan: plan["loss"])
+    rows = [
+        {group: (kept, full[group]) for group, kept in zip(names, plan["kept"], strict=True)}
+        for plan in plans
+    ]
+    heat = {
+        "type": "heatmap",
+        "x": [label_of(group) for group in names],
+        "y": [_row_of(rank, plan) for rank, plan in enumerate(plans, 1)],
+        "z": [[100 * kept / of for kept, of in row.values()] for row in rows],
+        "text": [[f"{kept} of {of} channels" for kept, of in row.values()] for row in rows],
+        "hovertemplate": "%{x}<br>%{y}<br>%{text}<extra></extra>",
+        **{"zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1},
+        **SCALE,
+    }
+    layout = {
+        "height": min(ROWS + ROW * len(plans), MOST),
+        "xaxis": {"automargin": True, "type": "category"},
+        "yaxis": axis("training loss as a whole")
+        | {"autorange": "reversed", "automargin": True, "type": "category"},
+    }
+    label = "Training loss of the dense network pruned to each plan that was asked as a whole"
+    return Figure("plan-losses", label, [heat], layout)
+
+
+def _row_of(rank: int, plan: Document) -> str:
+    """Rows of a category axis must differ, losses need not."""
+    by = " by single losses" if plan["variant"] == 0 else ""
+    return f"{rank}: {plan['loss']:.3f}{by}"
 
 
 def _rows(

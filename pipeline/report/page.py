@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.report import evidence, plots, reach, structure, tables
 from pipeline.report.content import Identity, Page, Section, tables_of
 from pipeline.report.documents import Documents
-from pipeline.report.group_losses import group_losses
+from pipeline.report.group_losses import group_losses, plan_losses
 from pipeline.report.numbers import count, ms, percent, points, times
 from pipeline.report.plots import Figure
 
@@ -117,6 +117,8 @@ def _widths(documents: Documents) -> Section:
         figures.append(plots.widths(prune))
         if documents.losses is not None and trace is not None:
             figures.append(group_losses(documents.losses, trace, prune))
+        if documents.plan_losses is not None and documents.plan_losses["plans"]:
+            figures.append(plan_losses(documents.plan_losses, prune))
     if trace is None:
         return Section("Widths", figures=tuple(figures))
     found = tables_of(

@@ -16,7 +16,7 @@ from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
 from pipeline.pruning.select import Selector
-from pipeline.pruning.together import asked, candidates
+from pipeline.pruning.together import asked, candidates, variants
 from pipeline.pruning.worth import Losses, Scores, Worth, measure_losses
 from pipeline.run import Context
 from pipeline.stages.common import data_of, fabric_of
@@ -55,31 +55,37 @@ def group_losses(context: Context, model: nn.Module, selector: Selector, scores:
 def weighed_together(
     context: Context, model: nn.Module, selector: Selector, scores: Scores, aim: float
 ) -> Worth:
-    """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole."""
+    """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole.
+
+    A resumed run reads back which.
+    """
     path, progress = context.partial / TOGETHER, context.reporter.progress
-    count = context.options(PruneOptions).worth_plans
-    plans = candidates(selector, scores, aim, count, functools.partial(progress, "plans to ask"))
+    assert selector.measured is not None
+    groups, count = selector.skeleton.groups, context.options(PruneOptions).worth_plans
+    worths = variants(selector.measured, groups, count)
     if not path.exists():
+        choosing = functools.partial(progress, "plans to ask")
+        plans = candidates(selector, scores, aim, worths, choosing)
         found = _probed(
             *(context, model, selector, scores),
             lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
         )
-        context.write_json(
-            TOGETHER, [{"kept": widths.kept, "loss": loss} for widths, loss in found.items()]
-        )
-    names, first = selector.skeleton.groups.names, next(iter(plans))
-    losses = {
-        WidthVector(names, tuple(plan["kept"])): plan["loss"]
-        for plan in json.loads(path.read_text(encoding="utf-8"))
-    }
-    best = min(losses, key=lambda widths: losses[widths], default=first)
-    told = {"best": losses.get(best), "by single losses": losses.get(first)}
-    context.run.event("plans' losses", plans=len(plans), **told)
+        answers = [
+            {"variant": plans[widths], "loss": loss, "kept": widths.kept}
+            for widths, loss in found.items()
+        ]
+        context.write_json(TOGETHER, {"groups": groups.names, "plans": answers})
+    answers = json.loads(path.read_text(encoding="utf-8"))["plans"]
+    losses = {answer["variant"]: answer["loss"] for answer in answers}
+    # the first is the worth itself; none: there is no plan whose loss is a number
+    best = min(losses, key=lambda variant: losses[variant], default=0)
+    told = {"best": losses.get(best), "by single losses": losses.get(0)}
+    context.run.event("plans' losses", plans=len(losses), variant=best, **told)
     context.reporter.say(
-        f"plans' losses, of {len(plans)} as a whole: "
+        f"plans' losses, of {len(losses)} as a whole: "
         + ", ".join(f"{which} {loss:.3f}" for which, loss in told.items() if loss is not None)
     )
-    return plans[best]
+    return worths[best]
 
 
 def _probed(

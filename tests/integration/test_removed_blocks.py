@@ -52,9 +52,12 @@ def every_group_was_asked_what_is_lost_without_it(folder: Path) -> None:
         assert kept[-1] < full[name]
         assert losses[0]["loss"] > found["dense"], "its least width costs something"
     assert len(found["branches"]) == 1
-    plans = json.loads((folder / "prune/plan-losses.json").read_text())
-    assert all(len(plan["kept"]) == len(full) for plan in plans)
-    assert all(math.isfinite(plan["loss"]) for plan in plans)
+    asked = json.loads((folder / "prune/plan-losses.json").read_text())
+    assert asked["groups"] == list(full)
+    assert all(len(plan["kept"]) == len(full) for plan in asked["plans"])
+    assert all(math.isfinite(plan["loss"]) for plan in asked["plans"])
+    variants = [plan["variant"] for plan in asked["plans"]]
+    assert variants == sorted(set(variants))
 
 
 def test_with_narrower_widths_alone_the_budget_is_out_of_reach(

@@ -227,6 +227,13 @@ def group_losses() -> dict[str, Any]:
     }
 
 
+def plan_losses() -> dict[str, Any]:
+    least = [8] * len(GROUPS)
+    plans = [(0, 1.25, KEPT), (3, 0.875, FULL), (7, 1.25, least)]
+    found = [{"variant": number, "loss": loss, "kept": kept} for number, loss, kept in plans]
+    return {"groups": GROUPS, "plans": found}
+
+
 def latency() -> dict[str, list[float]]:
     random = np.random.default_rng(1)
     return {
@@ -279,6 +286,7 @@ def example() -> dict[str, Any]:
         "calibrate/precision.json": {"quantizer": "nncf", **INT8, "forms": FORMS},
         "prune/prune.json": prune(),
         "prune/group-losses.json": group_losses(),
+        "prune/plan-losses.json": plan_losses(),
         "finetune/finetune.json": {
             "history": history(12, first_top1=0.88),
             "top1": {
@@ -484,6 +492,7 @@ def test_every_figure_has_its_place_and_its_words(html: str) -> None:
     }
     expected = {"latency", "widths", "scatter", "training-dense", "training-gates", "gate-health"}
     expected |= {"training-finetune", "cliffs", "curve", "group-losses"}
+    expected |= {"plan-losses"}
     assert set(places) == set(figures(html)) == expected
     assert all(places.values())
 
@@ -531,8 +540,20 @@ def test_the_losses_are_those_of_each_group_narrowed_and_of_its_branch_gone(tmp_
 
 def test_a_run_whose_method_asked_for_no_losses_has_none(tmp_path: Path) -> None:
     documents = example()
-    del documents["prune/group-losses.json"]
-    assert "group-losses" not in figures(render_report(write_run(tmp_path, documents)))
+    del documents["prune/group-losses.json"], documents["prune/plan-losses.json"]
+    shown = figures(render_report(write_run(tmp_path, documents)))
+    assert not {"group-losses", "plan-losses"} & shown.keys()
+
+
+def test_whole_plans_are_shown_from_the_least_loss_on(html: str, tmp_path: Path) -> None:
+    (heat,) = figures(html)["plan-losses"]["traces"]
+    assert heat["y"] == ["1: 0.875", "2: 1.250 by single losses", "3: 1.250"]
+    assert heat["x"] == GROUPS
+    assert heat["z"][0] == [100] * len(GROUPS)
+    assert heat["text"][1] == [f"{k} of {f} channels" for k, f in zip(KEPT, FULL, strict=True)]
+    documents = example()
+    documents["prune/plan-losses.json"]["plans"] = []  # none had a loss that is a number
+    assert "plan-losses" not in figures(render_report(write_run(tmp_path, documents)))
 
 
 def test_the_gates_are_shown_against_the_budget(html: str) -> None:
@@ -616,6 +637,7 @@ def hostile() -> dict[str, Any]:
     documents["prune/prune.json"]["widths"][0]["group"] = HOSTILE
     losses = documents["prune/group-losses.json"]["groups"]
     losses[HOSTILE] = losses.pop(GROUPS[0])
+    documents["prune/plan-losses.json"]["groups"] = [HOSTILE, *GROUPS[1:]]
     documents["calibrate/calibration.json"]["cliffs"][0]["group"] = HOSTILE
     documents["trace/feasibility.json"]["groups"][-1] |= {"name": HOSTILE, "frozen": HOSTILE}
     documents["verify/certificate.json"] |= {"model": HOSTILE, "doubts": [HOSTILE]}
@@ -634,6 +656,7 @@ def test_hostile_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert figures(attacked)["widths"]["traces"][0]["y"][0].startswith("&lt;/script&gt;")
     assert figures(attacked)["cliffs"]["traces"][0]["name"].startswith("&lt;/script&gt;")
     assert figures(attacked)["group-losses"]["traces"][0]["y"][-1].startswith("&lt;/script&gt;")
+    assert figures(attacked)["plan-losses"]["traces"][0]["x"][0].startswith("&lt;/script&gt;")
 
 
 # partial and damaged runs -----------------------------------------------------------------

@@ -10,7 +10,7 @@ from calibration.skeleton import Skeleton
 from calibration.widths import ChannelGroups, WidthVector
 from pipeline.pruning.select import Selector
 from pipeline.pruning.together import SPREAD, asked, candidates, variants
-from pipeline.pruning.worth import by_count
+from pipeline.pruning.worth import Worth, by_count
 
 from ...calibration.chain import chain
 
@@ -37,11 +37,16 @@ def selector(skeleton: Skeleton, scores: dict[str, np.ndarray]) -> Selector:
     return Selector(skeleton, lambda kept: kept.sum(1), MULTIPLE, measured=worth)
 
 
+def weighed(selector: Selector) -> list[Worth]:
+    assert selector.measured is not None
+    return variants(selector.measured, selector.skeleton.groups, 32)
+
+
 def test_the_worth_itself_is_the_first_variant_and_the_others_are_always_the_same(
     skeleton: Skeleton, scores: dict[str, np.ndarray]
 ) -> None:
     worth = by_count(scores)
-    found, again = (list(variants(worth, skeleton.groups, 200)) for _ in range(2))
+    found, again = (variants(worth, skeleton.groups, 200) for _ in range(2))
     assert found[0] is worth
     for one, other in zip(found, again, strict=True):
         assert all(np.array_equal(one[name], other[name]) for name in worth)
@@ -56,7 +61,7 @@ def test_groups_of_a_branch_are_weighed_alike(
     first, second, third = skeleton.groups.names
     branch = Branch("block", (first, second), ("last",), "sum", "skip")
     groups = ChannelGroups(skeleton.groups.every, (branch,))
-    other = list(variants(by_count(scores), groups, 2))[1]
+    other = variants(by_count(scores), groups, 2)[1]
     assert other[first] == pytest.approx(other[second])
     assert other[first][-1] != pytest.approx(other[third][-1])
 
@@ -64,21 +69,22 @@ def test_groups_of_a_branch_are_weighed_alike(
 def test_candidates_fit_and_the_first_is_the_plan_without_a_variant(
     selector: Selector, scores: dict[str, np.ndarray]
 ) -> None:
-    found = candidates(selector, scores, AIM, 32)
+    worths = weighed(selector)
+    found = candidates(selector, scores, AIM, worths)
     own = selector.choose(scores, WIDTHS, AIM).widths()
-    assert next(iter(found)) == own
+    assert next(iter(found.items())) == (own, 0)
     assert len(found) > 1
     assert all(sum(widths.kept) <= AIM for widths in found)
-    for widths, worth in found.items():
-        again = Selector(selector.skeleton, selector.price, MULTIPLE, measured=worth)
+    for widths, number in found.items():
+        again = Selector(selector.skeleton, selector.price, MULTIPLE, measured=worths[number])
         assert again.choose(scores, WIDTHS, AIM).widths() == widths
-    assert list(candidates(selector, scores, AIM, 1)) == [own]
+    assert list(candidates(selector, scores, AIM, worths[:1])) == [own]
 
 
 def test_a_loss_that_is_no_number_is_no_candidate(
     selector: Selector, scores: dict[str, np.ndarray]
 ) -> None:
-    plans = candidates(selector, scores, AIM, 32)
+    plans = candidates(selector, scores, AIM, weighed(selector))
     first = next(iter(plans))
     done: list[tuple[int, int]] = []
 
