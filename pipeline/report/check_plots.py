@@ -9,10 +9,9 @@ from typing import Any
 
 from pipeline.report.documents import Document
 from pipeline.report.numbers import ABSENT, ms
-from pipeline.report.plots import BAND, BLUE, GREEN, GREY, ORANGE, Figure, axis, trace
+from pipeline.report.plots import BAND, BLUE, GREEN, GREY, ORANGE, Figure, axis, trace, whole_axis
 
 RED = "#d04a4a"
-FEW = 6
 COLORS = {"pass": GREEN, "regression": RED, "inconclusive": GREY}
 
 
@@ -149,8 +148,4 @@ def _said(one: dict[str, Any], template: str) -> dict[str, Any]:
 
 
 def _layout(x_title: str, count: int, unit: Unit) -> dict[str, Any]:
-    """An axis of whole numbers from one to `count`."""
-    ticks: dict[str, Any] = {"tickformat": "d", "range": [0.5, count + 0.5]}
-    if count <= FEW:
-        ticks["dtick"] = 1  # plotly would put some between, and write them alike
-    return {"xaxis": axis(x_title) | ticks, "yaxis": axis(unit.title)}
+    return {"xaxis": whole_axis(x_title, count), "yaxis": axis(unit.title)}

@@ -18,6 +18,7 @@ BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2e9e6b", "#8a8f98"
 BAND = "rgba(138, 143, 152, 0.3)"
 BAND_SHARE = 0.05  # of the prediction, each way
 BINS = 100
+FEW = 6  # whole numbers on an axis
 COSTS = {  # what the gates were trained under, and its unit
     "latency": ("predicted latency", " ms"),
     "flops": ("MACs", ""),
@@ -120,7 +121,7 @@ def training(name: str, history: Sequence[Document]) -> Figure:
     epochs = [epoch["epoch"] for epoch in history]
     losses = trace("loss", epochs, [epoch["loss"] for epoch in history], color=GREY)
     traces = [_val_top1(history), losses | {"yaxis": "y2"}]
-    layout = _two_axes(f"epoch ({name})", "training loss")
+    layout = _two_axes(f"epoch ({name})", epochs, "training loss")
     return Figure(f"training-{name}", f"Training curves: {name}", traces, layout)
 
 
@@ -143,7 +144,7 @@ def gates(prune: Document) -> Figure:
             if value is not None
         ),
     ]
-    layout = _two_axes("epoch (gates)", f"{name}{unit}")
+    layout = _two_axes("epoch (gates)", epochs, f"{name}{unit}")
     label = f"Gated training: accuracy, and {name} against the budget"
     return Figure("training-gates", label, traces, layout)
 
@@ -164,7 +165,7 @@ def gate_health(prune: Document) -> Figure | None:
         for name, key, color in series
     ]
     percent = {**axis("share of all gates %"), "rangemode": "tozero"}
-    layout = {"xaxis": axis("epoch (gates)"), "yaxis": percent}
+    layout = {"xaxis": whole_axis("epoch (gates)", max(epochs)), "yaxis": percent}
     return Figure("gate-health", "Gates: how many are open, can learn, and flip", traces, layout)
 
 
@@ -179,11 +180,11 @@ def _val_top1(history: Sequence[Document]) -> dict[str, Any]:
     return trace("validation top-1", epochs, shares, color=BLUE)
 
 
-def _two_axes(x_title: str, y2_title: str) -> dict[str, Any]:
+def _two_axes(x_title: str, epochs: Sequence[int], y2_title: str) -> dict[str, Any]:
     # tickmode: plotly would otherwise put odd values where the first axis has its ticks
     second = {**axis(y2_title), "overlaying": "y", "side": "right", "showgrid": False}
     return {
-        "xaxis": axis(x_title),
+        "xaxis": whole_axis(x_title, max(epochs, default=1)),
         "yaxis": axis("validation top-1 %"),
         "yaxis2": {**second, "rangemode": "tozero", "tickmode": "auto"},
     }
@@ -242,6 +243,14 @@ def label_of(name: str) -> str:
 def axis(title: str) -> dict[str, Any]:
     """An axis with its title, as every figure has it."""
     return {"title": {"text": title, "standoff": 8}, "automargin": True, "zeroline": False}
+
+
+def whole_axis(title: str, most: int) -> dict[str, Any]:
+    """An axis of whole numbers from one to `most`."""
+    ticks: dict[str, Any] = {"tickformat": "d", "range": [0.5, most + 0.5]}
+    if most <= FEW:
+        ticks["dtick"] = 1  # plotly would put some between, and write them alike
+    return axis(title) | ticks
 
 
 def trace(name: str, x: Any, y: Any, *, color: str, mode: str = "lines+markers") -> dict[str, Any]:

@@ -556,6 +556,15 @@ def test_whole_plans_are_shown_from_the_least_loss_on(html: str, tmp_path: Path)
     assert "plan-losses" not in figures(render_report(write_run(tmp_path, documents)))
 
 
+def test_a_few_epochs_have_a_tick_each_and_none_between(tmp_path: Path) -> None:
+    documents = example()
+    documents["finetune/finetune.json"]["history"] = history(3, first_top1=0.88)
+    shown = figures(render_report(write_run(tmp_path, documents)))
+    few, many = (shown[f"training-{name}"]["layout"]["xaxis"] for name in ("finetune", "dense"))
+    assert (few["dtick"], few["range"]) == (1, [0.5, 3.5])
+    assert "dtick" not in many
+
+
 def test_the_gates_are_shown_against_the_budget(html: str) -> None:
     _, predicted, budget, aim = figures(html)["training-gates"]["traces"]
     assert predicted["y"][6:] == [None, None]
