@@ -124,7 +124,7 @@ class Study:
         form = self.form
         gated = round(how.gates * form.gate_epochs)
         epochs = form.gate_epochs + form.finetune_epochs
-        aim = ("--budget", f"{budget:g}x", "--worth", form.worth)
+        aim = ("--budget", f"{budget:g}x", "--margin", f"{MARGIN:g}", "--worth", form.worth)
         # the dense network teaches in all epochs, before pruning as in fine-tuning
         taught = ("--gate-distill", "0.5") if gated else ()
         seconds = 0.0

@@ -212,7 +212,7 @@ class PruneOptions:
         "plans are filled up in any case",
     )
     margin: float = option(
-        0.02, "aim this share below the budget (of latency; a count is exact)", least=0, below=1
+        0.015, "aim this share below the budget (of latency; a count is exact)", least=0, below=1
     )
     rounds: int = option(
         3, "solve, build and measure at most this often (for latency; a count is exact)", least=1
