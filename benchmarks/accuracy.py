@@ -101,6 +101,9 @@ class Study:
         start_from(self.folder / "base", folder)
         if name in METHODS:
             return self._given_plan(name, folder, budget)
+        if how.plan_of:
+            path = self.folder / f"{budget:g}x {how.plan_of}" / "prune" / "plan.json"
+            how = replace(how, prune=("--plan", str(path)))
         return self._trained(folder, budget, how)
 
     def _given_plan(self, name: str, folder: Path, budget: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ class Arm:
     prune: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     gates: float = 1.0  # times the form's epochs with gates; fine-tuning has the rest
+    plan_of: str = ""  # the arm, made before, whose plan it is given
 
 
 # their plans need no training: all epochs are one fine-tuning
@@ -37,6 +38,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates bound without snapping": Arm(("--budget-mode", "bound", "--no-snap-gates")),
     "wgates bound": Arm(("--budget-mode", "bound")),
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
+    # W-Gates' channels, all epochs after pruning: what the choice does without the gated training
+    "wgates plan from the start": Arm(gates=0.0, plan_of="wgates"),
     "wgates by count": Arm(("--worth", "count")),
     "wgates by single losses": Arm(("--worth-plans", "1")),
     "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
