@@ -26,6 +26,7 @@ SELECTED = ("l1", "group-norm", "bn-scale")  # by the selection that W-Gates is 
 ABLATIONS: dict[str, Arm] = {
     "wgates tanh": Arm(("--surrogate", "tanh")),
     "wgates ste": Arm(("--surrogate", "ste")),
+    "wgates norm": Arm(("--gate-start", "norm")),
     "wgates drawn": Arm(("--gate-start", "drawn")),
     "wgates shuffled": Arm(("--gate-start", "shuffled")),
     "wgates detached": Arm(("--detach-gate-input",)),

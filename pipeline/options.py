@@ -199,8 +199,10 @@ class PruneOptions:
     )
     dual_lr: float = option(0.8, "speed of dual ascent in --budget-mode bound, likewise", least=0)
     surrogate: Literal["poly", "tanh", "ste"] = option("poly", "backward slope of the binary gate")
-    gate_start: Literal["norm", "shuffled", "drawn"] = option(
-        "norm", "first scores: in the order of filter norms, in any order, or normally distributed"
+    gate_start: Literal["signal", "norm", "shuffled", "drawn"] = option(
+        "signal",
+        "first scores: in the order of what channels pass on (batch norm's scale times the weights "
+        "that read them), of filter norms, in any order, or normally distributed",
     )
     detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
     gate_distill: float = option(

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from calibration.widths import ChannelGroup, ChannelGroups, Slice
+from calibration.widths import ChannelGroup, ChannelGroups
 from pipeline.pruning.emptied import let_go
+from pipeline.pruning.filters import filters, filters_of, own_rows, producers
 from pipeline.pruning.masking import masked as masked
 from pipeline.pruning.row_scores import row_scores, standardised
+from pipeline.pruning.start import Start, first_scores, fitted
 from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
-Start = Literal["norm", "shuffled", "drawn"]
-
-START_LOW, START_HIGH = 0.05, 0.40  # of the first scores: open, and inside the live window
 EDGE = 0.05  # how far inside all gates are of a group that a plan keeps whole, or lets go
-DRAWN = 0.1  # standard deviation of first scores that are drawn
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class GateForm:
     """What a gate is made of."""
 
     surrogate: Surrogate = "poly"
-    start: Start = "norm"
+    start: Start = "signal"
     detach_input: bool = False  # keep gate gradients away from the filters
     steps: Mapping[str, int] = field(default_factory=dict)  # fast widths, by group
 
@@ -54,14 +52,12 @@ class GroupGate(nn.Module):
         self.surrogate = settings.surrogate
         # how many stay open where gates are held on a plan
         self.register_buffer("count", torch.tensor(group.channels))
-        self.producers = tuple(piece for piece in group.slices if is_filter_bank(piece, model))
+        self.producers = producers(model, group)
         self.rows = [own_rows(model, piece) for piece in self.producers]
         self.score = nn.ModuleList()
-        wanted = _first_scores(
-            [filters_of(model, piece) for piece in self.producers], settings.start
-        )
+        wanted = first_scores(model, group, settings.start)
         for piece in self.producers:
-            self.score.append(_fitted(standardised(filters_of(model, piece)), wanted))
+            self.score.append(fitted(standardised(filters_of(model, piece)), wanted))
 
     def layers(self) -> list[nn.Linear]:
         """The fully connected layer of each producer."""
@@ -71,9 +67,9 @@ class GroupGate(nn.Module):
         """(channels,) scores, the mean over the group's producers."""
         total = torch.zeros((), device=next(self.parameters()).device)
         for piece, rows, layer in zip(self.producers, self.rows, self.layers(), strict=True):
-            filters = _filters(model, piece, rows)
-            filters = filters.detach() if detach_input else filters
-            total = total + row_scores(filters, layer.weight[0]) + layer.bias
+            bank = filters(model, piece, rows)
+            bank = bank.detach() if detach_input else bank
+            total = total + row_scores(bank, layer.weight[0]) + layer.bias
         return total / len(self.producers)
 
     def forward(self, scores: Tensor) -> Tensor:
@@ -178,69 +174,3 @@ class FilterGates(nn.Module):
 def widths_of(gates: Mapping[str, Tensor]) -> Tensor:
     """Open gates per group as a (1, G) tensor, differentiable."""
     return torch.stack([gate.sum() for gate in gates.values()]).unsqueeze(0)
-
-
-def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
-    """A producing layer whose filters map one to one onto the group's channels.
-
-    A depthwise convolution owns no gate: its filters follow the layer before it.
-    """
-    if not piece.tensor.endswith(".weight"):  # such as a bias, or what only the graph has
-        return False
-    module = model.get_submodule(piece.tensor.rpartition(".")[0])
-    if isinstance(module, nn.ConvTranspose2d):
-        return piece.dim == 1 and module.groups == 1
-    if piece.dim != 0:
-        return False
-    if isinstance(module, nn.Conv2d):
-        return not (module.groups > 1 and module.weight.shape[1] == 1)
-    return isinstance(module, nn.Linear)
-
-
-def _first_scores(banks: list[Tensor], start: Start) -> Tensor:
-    """(channels,) scores to start from: all open, in the live window.
-
-    `norm` and `shuffled` spread them evenly, so that a rising price closes gates one by one and
-    not a group at once; `norm` in the order of filter norms (the mean over the group's
-    producers), so that learning starts from a sensible order. `drawn`: normal, as in the paper.
-    """
-    middle, count = (START_LOW + START_HIGH) / 2, len(banks[0])
-    if start == "drawn":
-        return (middle + DRAWN * torch.randn(count)).clamp(1e-3, 2 * middle)
-    norms = torch.stack([bank.detach().abs().mean(1) for bank in banks]).mean(0).cpu()
-    ranks = norms.argsort().argsort().float() if start == "norm" else torch.randperm(count).float()
-    wanted: Tensor = START_LOW + (START_HIGH - START_LOW) * ranks / max(count - 1, 1)
-    return wanted
-
-
-def _fitted(rows: Tensor, wanted: Tensor) -> nn.Linear:
-    """A layer whose scores on the standardised rows are as near to `wanted` as it can (ridge)."""
-    rows = rows.detach().cpu()
-    layer = nn.Linear(rows.shape[1], 1)
-    middle = float(wanted.mean())
-    gram = rows @ rows.T + 1e-3 * torch.eye(len(rows))
-    with torch.no_grad():
-        layer.weight.copy_((rows.T @ torch.linalg.solve(gram, wanted - middle)).unsqueeze(0))
-        layer.bias.fill_(middle)
-        # more filters than weights a filter: the fit is not exact, yet every gate starts open
-        lowest = float((layer(rows) - middle).min())
-        layer.weight.mul_(min(1.0, (middle - 1e-3) / max(-lowest, 1e-12)))
-    return layer
-
-
-def filters_of(model: nn.Module, piece: Slice) -> Tensor:
-    """(channels, rows * m*k*k) weights of the filters that make each channel."""
-    return _filters(model, piece, own_rows(model, piece))
-
-
-def own_rows(model: nn.Module, piece: Slice) -> Tensor | None:
-    """The rows of all channels in order; None where they are the whole weight as it stands."""
-    rows = torch.tensor(piece.rows).ravel()
-    whole = torch.arange(model.get_parameter(piece.tensor).shape[piece.dim])
-    return None if torch.equal(rows, whole) else rows
-
-
-def _filters(model: nn.Module, piece: Slice, rows: Tensor | None) -> Tensor:
-    weight = model.get_parameter(piece.tensor).transpose(0, piece.dim)
-    own = weight if rows is None else weight[rows.to(weight.device)]
-    return own.reshape(len(piece.rows), -1)

@@ -19,7 +19,7 @@ from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.errors import ModelError
 from pipeline.export import export_onnx
 from pipeline.pruning.adapting import make_width_free
-from pipeline.pruning.gates import is_filter_bank
+from pipeline.pruning.filters import is_filter_bank
 from pipeline.pruning.masking import masked
 from pipeline.pruning.operators import OPERATORS, not_analysed
 from pipeline.pruning.propagation import Code, Propagation

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from calibration.skeleton import Skeleton
-from calibration.widths import ChannelGroup, Plan, Slice
+from calibration.widths import ChannelGroup, Plan
 from pipeline.errors import GroupsError
 from pipeline.pruning.constraint import Goal
-from pipeline.pruning.gates import filters_of, is_filter_bank
+from pipeline.pruning.filters import scales, squares
 from pipeline.pruning.select import Selector
 from pipeline.pruning.uniform import uniform_widths
 from pipeline.pruning.worth import Scores
@@ -26,40 +26,21 @@ from pipeline.training import Trainer
 Score = Callable[[nn.Module, ChannelGroup], Tensor]  # -> (channels,), higher is kept
 
 
-def l1_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """(channels,) mean |weight| of the filters that make each channel."""
-    producers = [piece for piece in group.slices if is_filter_bank(piece, model)]
-    return torch.stack([filters_of(model, piece).abs().mean(1) for piece in producers]).mean(0)
-
-
 def group_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
     """(channels,) L2 norm of all weights that go when the channel goes, biases apart."""
     weights = [piece for piece in group.slices if piece.tensor.endswith(".weight")]
-    return torch.stack([_squares(model, piece) for piece in weights]).sum(0).sqrt()
+    return torch.stack([squares(model, piece) for piece in weights]).sum(0).sqrt()
 
 
 def bn_scale(model: nn.Module, group: ChannelGroup) -> Tensor:
     """(channels,) mean |scale| of the batch norms that the channel passes before a gate."""
-    owners = {p.tensor.rpartition(".")[0]: p for p in group.slices if p.gate}
-    modules = {name: model.get_submodule(name) for name in owners}
-    if not all(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine for m in modules.values()
-    ):
+    found = scales(model, group)
+    if found is None:
         raise GroupsError(
             f"--method bn-scale: not every layer of group {group.name} has a batch norm behind it",
             fix="use --method l1, group-norm or wgates",
         )
-    scales = [
-        model.get_parameter(f"{name}.weight").abs()[torch.tensor(piece.rows)].mean(1)
-        for name, piece in owners.items()
-    ]
-    return torch.stack(scales).mean(0)
-
-
-def _squares(model: nn.Module, piece: Slice) -> Tensor:
-    """(channels,) sums of the squared weights that each channel owns in the piece."""
-    weight = model.get_parameter(piece.tensor).movedim(piece.dim, 0)
-    return weight[torch.tensor(piece.rows).ravel()].reshape(len(piece.rows), -1).square().sum(1)
+    return found
 
 
 def scores_by(score: Score, model: nn.Module, skeleton: Skeleton) -> Scores:

@@ -10,13 +10,13 @@ from torch import nn
 from calibration.skeleton import Skeleton
 from calibration.widths import Plan
 from pipeline.pruning.constraint import Goal
+from pipeline.pruning.filters import l1_norm
 from pipeline.pruning.magnitude import (
     Ranking,
     UniformRanking,
     bn_scale,
     drawn_scores,
     group_norm,
-    l1_norm,
     scores_by,
 )
 from pipeline.pruning.select import Selector

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from calibration.widths import ChannelGroup, ChannelGroups, Plan, Slice
 from pipeline.models.zoo import create_model
-from pipeline.pruning.gates import FilterGates, GateForm, GroupGate, Start, widths_of
+from pipeline.pruning.gates import FilterGates, GateForm, GroupGate, widths_of
 from pipeline.pruning.groups import trace
 from pipeline.pruning.masking import gated, masked
+from pipeline.pruning.start import Start, first_scores
 from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
 from .networks import Net, Network, conv, named, pooled, seeded, traced
@@ -361,11 +362,11 @@ def test_a_fresh_model_gates_to_itself() -> None:
         assert torch.equal(with_gates, model(images))
 
 
-def test_fresh_scores_follow_the_norms_of_the_filters() -> None:
+@pytest.mark.parametrize("start", ["signal", "norm"])
+def test_fresh_scores_follow_the_order_that_was_asked_for(start: Start) -> None:
     network = small_network()
-    scores = gates_of(network).scores(network.model)
+    scores = gates_of(network, start=start).scores(network.model)
     for group in network.skeleton.groups.prunable:
-        layer = network.model.get_submodule(group.name)
-        norms = layer.weight.detach().flatten(1).abs().mean(1)
+        wanted = first_scores(network.model, group, start)
         # the fit is exact up to the ridge: these layers have fewer filters than weights a filter
-        assert torch.equal(scores[group.name].argsort(), norms.argsort()), group.name
+        assert torch.equal(scores[group.name].argsort(), wanted.argsort()), group.name

@@ -11,7 +11,8 @@ from torch import nn
 from calibration.counts import Count
 from calibration.widths import Plan
 from pipeline.errors import GroupsError
-from pipeline.pruning.magnitude import GivenPlan, bn_scale, group_norm, l1_norm, scores_by
+from pipeline.pruning.filters import l1_norm
+from pipeline.pruning.magnitude import GivenPlan, bn_scale, group_norm, scores_by
 from pipeline.pruning.pruner import Method, make_pruner
 from pipeline.pruning.select import Selector, narrowest, priced
 from pipeline.pruning.wgates import GateSettings
