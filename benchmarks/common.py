@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from targets import load_target
 from targets.base import TargetOptions
 
 RESULTS = Path(__file__).parent / "results"
+CALIBRATED = ("prepare", "trace", "calibrate")  # the stages that runs of a base have in common
 PACKAGES = ("wgates", "torch", "torchvision", "onnx", "onnxruntime", "numpy", "lightning-fabric")
 
 
@@ -82,10 +84,16 @@ def pipeline(*arguments: str) -> None:
 
 
 def start_from(base: Path, folder: Path) -> None:
-    """Give a new run folder what was calibrated in `base`, with its options."""
+    """Give a new run folder what was calibrated in `base`, with the options of that.
+
+    A run folder also keeps the options of stages to come: those are not copied, so that the
+    defaults of the code that prunes count and not those of the code that calibrated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("prepare", "trace", "calibrate"):
+    for name in CALIBRATED:
         if not (folder / name).exists():
             shutil.copytree(base / name, folder / name)
     if not (folder / "run.toml").exists():
-        shutil.copy(base / "run.toml", folder / "run.toml")
+        head, *tables = re.split(r"^(?=\[)", (base / "run.toml").read_text("utf-8"), flags=re.M)
+        kept = [table for table in tables if table[1:].partition("]")[0] in CALIBRATED]
+        (folder / "run.toml").write_text(head + "".join(kept), encoding="utf-8")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from benchmarks import common
-from benchmarks.common import machines, older_result, write_result
+from benchmarks.common import machines, older_result, start_from, write_result
 
 
 def test_an_older_result_counts_where_what_must_be_alike_is_alike(
@@ -24,3 +25,24 @@ def test_an_older_result_counts_where_what_must_be_alike_is_alike(
 def test_parts_that_were_measured_elsewhere_are_named() -> None:
     assert machines({"a": "one", "b": "one"}) == "one"
     assert machines({"a": "one", "b": "two", "c": "one"}) == "one (b: two)"
+
+
+def test_a_run_starts_with_what_was_calibrated_and_with_no_option_of_later_stages(
+    tmp_path: Path,
+) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    for stage in ("prepare", "trace", "calibrate", "prune"):
+        (base / stage).mkdir(parents=True)
+    text = (
+        '# resolved\n\n[prepare]\nseed = 3\n\n[calibrate]\ntarget = "a[b]"\n\n[prune]\nrounds = 1\n'
+    )
+    (base / "run.toml").write_text(text)
+    start_from(base, run)
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == [
+        *("calibrate", "prepare", "trace")
+    ]
+    found = tomllib.loads((run / "run.toml").read_text())
+    assert found == {"prepare": {"seed": 3}, "calibrate": {"target": "a[b]"}}
+    (run / "run.toml").write_text("[prune]\nrounds = 2\n")
+    start_from(base, run)  # what the run has of its own stays
+    assert tomllib.loads((run / "run.toml").read_text()) == {"prune": {"rounds": 2}}
