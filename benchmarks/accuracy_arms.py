@@ -43,6 +43,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates plan from the start": Arm(gates=0.0, plan_of="wgates"),
     "wgates by count": Arm(("--worth", "count")),
     "wgates by single losses": Arm(("--worth-plans", "1")),
+    "wgates without steps": Arm(("--worth-steps", "0")),
     "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }

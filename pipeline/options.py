@@ -177,6 +177,11 @@ class PruneOptions:
     worth_plans: int = option(
         32, "whole plans whose loss is asked, since single losses do not add up; 1: none", least=1
     )
+    worth_steps: int = option(
+        40,
+        "of these the best are trained for so many steps each, then one is chosen; 0: none",
+        least=0,
+    )
     alpha: float = option(1.0, "weight of the cost in --budget-mode penalty", least=0)
     min_width: Share = option(
         Share(0.0),

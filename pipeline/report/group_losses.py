@@ -65,7 +65,7 @@ def plan_losses(found: Document, prune: Document) -> Figure:
     layout = {
         "height": min(ROWS + ROW * len(plans), MOST),
         "xaxis": {"automargin": True, "type": "category"},
-        "yaxis": axis("training loss as a whole")
+        "yaxis": axis("training loss, of the best after a few steps too")
         | {"autorange": "reversed", "automargin": True, "type": "category"},
     }
     label = "Training loss of the dense network pruned to each plan that was asked as a whole"
@@ -74,8 +74,9 @@ def plan_losses(found: Document, prune: Document) -> Figure:
 
 def _row_of(rank: int, plan: Document) -> str:
     """Rows of a category axis must differ, losses need not."""
+    after = f", {plan['after_steps']:.3f} after steps" if "after_steps" in plan else ""
     by = " by single losses" if plan["variant"] == 0 else ""
-    return f"{rank}: {plan['loss']:.3f}{by}"
+    return f"{rank}: {plan['loss']:.3f}{after}{by}"
 
 
 def _rows(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from typing import TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,10 +21,13 @@ from pipeline.pruning.together import asked, candidates, variants
 from pipeline.pruning.worth import Losses, Scores, Worth, measure_losses
 from pipeline.run import Context
 from pipeline.stages.common import data_of, fabric_of
+from pipeline.stages.short_training import losses_after_steps
 
 LOSSES, TOGETHER = "group-losses.json", "plan-losses.json"
 
-Answer = TypeVar("Answer")
+Found = TypeVar("Found")
+Answer = dict[str, Any]  # of a plan: variant, loss, after_steps, kept
+TRAINED = 4  # plans, for a few steps each
 
 
 def wants_losses(options: PruneOptions) -> bool:
@@ -57,35 +61,64 @@ def weighed_together(
 ) -> Worth:
     """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole.
 
-    A resumed run reads back which.
+    A few steps of training decide between the best. A resumed run reads back which it was.
     """
-    path, progress = context.partial / TOGETHER, context.reporter.progress
+    path = context.partial / TOGETHER
     assert selector.measured is not None
     groups, count = selector.skeleton.groups, context.options(PruneOptions).worth_plans
     worths = variants(selector.measured, groups, count)
     if not path.exists():
-        choosing = functools.partial(progress, "plans to ask")
-        plans = candidates(selector, scores, aim, worths, choosing)
-        found = _probed(
-            *(context, model, selector, scores),
-            lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
-        )
-        answers = [
-            {"variant": plans[widths], "loss": loss, "kept": widths.kept}
-            for widths, loss in found.items()
-        ]
+        answers = _asked(context, model, selector, scores, aim, worths)
         context.write_json(TOGETHER, {"groups": groups.names, "plans": answers})
     answers = json.loads(path.read_text(encoding="utf-8"))["plans"]
-    losses = {answer["variant"]: answer["loss"] for answer in answers}
-    # the first is the worth itself; none: there is no plan whose loss is a number
-    best = min(losses, key=lambda variant: losses[variant], default=0)
-    told = {"best": losses.get(best), "by single losses": losses.get(0)}
-    context.run.event("plans' losses", plans=len(losses), variant=best, **told)
+    best = min(answers, key=_lost, default=None)
+    if best is None:  # there is no plan whose loss is a number
+        return selector.measured
+    first = next((answer for answer in answers if answer["variant"] == 0), None)
+    context.run.event("plans' losses", plans=len(answers), best=best, first=first)
     context.reporter.say(
-        f"plans' losses, of {len(losses)} as a whole: "
-        + ", ".join(f"{which} {loss:.3f}" for which, loss in told.items() if loss is not None)
+        f"plans' losses, of {len(answers)} as a whole: best {_told(best)}"
+        + (f", by single losses {_told(first)}" if first else "")
     )
-    return worths[best]
+    return worths[int(best["variant"])]
+
+
+def _asked(
+    context: Context,
+    model: nn.Module,
+    selector: Selector,
+    scores: Scores,
+    aim: float,
+    worths: Sequence[Worth],
+) -> list[Answer]:
+    """Each plan that a worth leads to and its loss; of the best also that after a few steps."""
+    progress = context.reporter.progress
+    plans = candidates(selector, scores, aim, worths, functools.partial(progress, "plans to ask"))
+    found = _probed(
+        *(context, model, selector, scores),
+        lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
+    )
+    kept: dict[WidthVector, float] = {}
+    if context.options(PruneOptions).worth_steps:
+        best = sorted(found, key=lambda widths: found[widths])[:TRAINED]
+        told = functools.partial(progress, "plans trained for a few steps")
+        after = losses_after_steps(context, model, selector, scores, best, told)
+        kept = dict(zip(best, after, strict=True))
+    return [
+        {"variant": plans[widths], "loss": loss, "kept": widths.kept}
+        | ({"after_steps": kept[widths]} if math.isfinite(kept.get(widths, math.inf)) else {})
+        for widths, loss in found.items()
+    ]
+
+
+def _lost(answer: Answer) -> tuple[float, float]:
+    """What decides: the loss after a few steps where there is one."""
+    return answer.get("after_steps", math.inf), answer["loss"]
+
+
+def _told(answer: Answer) -> str:
+    after = answer.get("after_steps")
+    return f"{answer['loss']:.3f}" + ("" if after is None else f" ({after:.3f} after a few steps)")
 
 
 def _probed(
@@ -93,8 +126,8 @@ def _probed(
     model: nn.Module,
     selector: Selector,
     scores: Scores,
-    ask: Callable[[Callable[[WidthVector], float]], Answer],
-) -> Answer:
+    ask: Callable[[Callable[[WidthVector], float]], Found],
+) -> Found:
     """What `ask` finds with a function that gives the training loss at some widths."""
     groups, data, fabric = selector.skeleton.groups, data_of(context), fabric_of(context.run)
     training = context.run.options("prepare", PrepareOptions)
@@ -104,7 +137,7 @@ def _probed(
         for part in data.images("train", context.options(PruneOptions).worth_images)
     )
 
-    def measured(at_once: int) -> Answer:
+    def measured(at_once: int) -> Found:
         batches = -(-len(images) // at_once)
         parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
