@@ -178,7 +178,7 @@ class PruneOptions:
         32, "whole plans whose loss is asked, since single losses do not add up; 1: none", least=1
     )
     worth_steps: int = option(
-        40,
+        80,
         "of these the best are trained for so many steps each, then one is chosen; 0: none",
         least=0,
     )

@@ -36,7 +36,7 @@ def losses_after_steps(
     widths: Sequence[WidthVector],
     on_done: Callable[[int, int], None],
 ) -> list[float]:
-    """The mean training loss of each over the last half of --worth-steps; inf if it diverged."""
+    """The mean training loss of each over the last quarter of --worth-steps; inf if it diverged."""
     training = context.run.options("prepare", PrepareOptions)
     groups = selector.skeleton.groups
 
@@ -75,5 +75,5 @@ def _trained(context: Context, model: nn.Module, batch: int) -> float:
             fabric.backward(loss)
             wrapped.step()
             found.append(loss.detach())
-    last = float(torch.stack(found[len(found) // 2 :]).mean())
+    last = float(torch.stack(found[3 * len(found) // 4 :]).mean())
     return last if math.isfinite(last) else math.inf
