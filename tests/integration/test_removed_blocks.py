@@ -56,6 +56,8 @@ def every_group_was_asked_what_is_lost_without_it(folder: Path) -> None:
     assert asked["groups"] == list(full)
     assert all(len(plan["kept"]) == len(full) for plan in asked["plans"])
     assert all(math.isfinite(plan["loss"]) for plan in asked["plans"])
+    of_all = sorted(asked["plans"], key=lambda plan: plan["loss"])
+    assert ["after_steps" in plan for plan in of_all[:6]] == [True] * 4 + [False] * len(of_all[4:6])
     variants = [plan["variant"] for plan in asked["plans"]]
     assert variants == sorted(set(variants))
 

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from torch import nn
 
 from pipeline.options import PruneOptions
-from pipeline.stages.group_losses import wants_losses
+from pipeline.pruning.select import Selector
+from pipeline.pruning.together import variants
+from pipeline.pruning.worth import Worth, by_count
+from pipeline.run import Context
+from pipeline.stages.group_losses import TOGETHER, wants_losses, weighed_together
+
+from ...calibration.chain import chain
 
 
 @pytest.mark.parametrize("method", ["wgates", "l1", "group-norm", "bn-scale"])
@@ -18,3 +29,45 @@ def test_where_widths_are_given_losses_decide_nothing() -> None:
     assert not wants_losses(PruneOptions(method="uniform"))
     assert not wants_losses(PruneOptions(method="random"))
     assert not wants_losses(PruneOptions(plan=Path("plan.json")))
+
+
+def answered(tmp_path: Path, *answers: dict[str, Any]) -> tuple[Worth, list[Worth]]:
+    """The worth that decides after these answers about plans, and all that were asked."""
+    skeleton = chain((32, 32, 32))
+    scores = {name: np.ones(32) for name in skeleton.groups.names}
+    plans = [{"kept": [32, 32, 32], **answer} for answer in answers]
+    (tmp_path / TOGETHER).write_text(json.dumps({"groups": skeleton.groups.names, "plans": plans}))
+    context = SimpleNamespace(
+        partial=tmp_path,
+        options=lambda cls: PruneOptions(),
+        run=SimpleNamespace(event=lambda kind, **values: None),
+        reporter=SimpleNamespace(say=lambda text: None),
+    )
+    worth = by_count(scores)
+    selector = Selector(skeleton, lambda kept: kept.sum(1), 16, measured=worth)
+    found = weighed_together(cast("Context", context), nn.Identity(), selector, scores, 64.0)
+    return found, variants(worth, skeleton.groups, PruneOptions().worth_plans)
+
+
+def same(one: Worth, other: Worth) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_few_steps_decide_between_the_best(tmp_path: Path) -> None:
+    found, asked = answered(
+        tmp_path,
+        {"variant": 0, "loss": 2.0, "after_steps": 0.9},
+        {"variant": 3, "loss": 2.1, "after_steps": 0.7},
+        {"variant": 5, "loss": 2.2},
+    )
+    assert same(found, asked[3])
+
+
+def test_without_steps_the_loss_itself_decides(tmp_path: Path) -> None:
+    found, asked = answered(tmp_path, {"variant": 4, "loss": 2.0}, {"variant": 6, "loss": 1.5})
+    assert same(found, asked[6])
+
+
+def test_where_no_plan_has_a_loss_the_single_losses_decide(tmp_path: Path) -> None:
+    found, asked = answered(tmp_path)
+    assert same(found, asked[0])
