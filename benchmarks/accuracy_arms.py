@@ -44,6 +44,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates by count": Arm(("--worth", "count")),
     "wgates by single losses": Arm(("--worth-plans", "1")),
     "wgates without steps": Arm(("--worth-steps", "0")),
+    "l1 without steps": Arm(("--method", "l1", "--worth-steps", "0"), gates=0.0),
+    "bn-scale without steps": Arm(("--method", "bn-scale", "--worth-steps", "0"), gates=0.0),
     "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
     "wgates slow": Arm(("--gate-lr", "0.3")),
 }
