@@ -65,18 +65,21 @@ def plan_losses(found: Document, prune: Document) -> Figure:
     layout = {
         "height": min(ROWS + ROW * len(plans), MOST),
         "xaxis": {"automargin": True, "type": "category"},
-        "yaxis": axis("training loss, of the best after a few steps too")
+        "yaxis": axis("training loss → after a few steps")
         | {"autorange": "reversed", "automargin": True, "type": "category"},
     }
-    label = "Training loss of the dense network pruned to each plan that was asked as a whole"
+    label = (
+        "Training loss of the dense network pruned to each plan that was asked as a whole, and of "
+        "the best after a few steps of training; single: the plan that single losses lead to"
+    )
     return Figure("plan-losses", label, [heat], layout)
 
 
 def _row_of(rank: int, plan: Document) -> str:
     """Rows of a category axis must differ, losses need not."""
-    after = f", {plan['after_steps']:.3f} after steps" if "after_steps" in plan else ""
-    by = " by single losses" if plan["variant"] == 0 else ""
-    return f"{rank}: {plan['loss']:.3f}{after}{by}"
+    after = f" → {plan['after_steps']:.3f}" if "after_steps" in plan else ""
+    first = " (single)" if plan["variant"] == 0 else ""
+    return f"{rank}: {plan['loss']:.3f}{after}{first}"
 
 
 def _rows(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from calibration.widths import WidthVector
+from pipeline.data.base import ImageData
 from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
@@ -38,14 +39,14 @@ def losses_after_steps(
 ) -> list[float]:
     """The mean training loss of each over the last quarter of --worth-steps; inf if it diverged."""
     training = context.run.options("prepare", PrepareOptions)
-    groups = selector.skeleton.groups
+    groups, data = selector.skeleton.groups, data_of(context).on(fabric_of(context.run).device)
 
     def losses(at_once: int) -> list[float]:
         found = []
         for number, kept in enumerate(widths, 1):
             trained, plan = copy.deepcopy(model), selector.plan(scores, kept.kept)
             with masked(trained, groups, plan):
-                found.append(_trained(context, trained, at_once))
+                found.append(_trained(context, trained, data, at_once))
             on_done(number, len(widths))
         return found
 
@@ -53,17 +54,17 @@ def losses_after_steps(
         return with_memory(losses, training.micro_batch or training.train_batch, LEAST_PART)[0]
 
 
-def _trained(context: Context, model: nn.Module, batch: int) -> float:
+def _trained(context: Context, model: nn.Module, data: ImageData, batch: int) -> float:
     """Train the model for a few steps, the rate falling to zero; each process by itself."""
     training = context.run.options("prepare", PrepareOptions)
     options, fabric = context.options(PruneOptions), fabric_of(context.run)
-    steps, data = options.worth_steps, data_of(context).on(fabric.device)
+    steps, drawing = options.worth_steps, [fabric.device] if fabric.device.type == "cuda" else []
     optimizer = sgd(decayed(model.train(), options.weight_lr, training.weight_decay))
     # loss scaling of 16-mixed is done in the wrapper's step
     wrapped = cast("torch.optim.Optimizer", fabric.setup_optimizers(optimizer))
     epochs = (data.train_batches(batch, seed=training.seed, epoch=epoch) for epoch in count())
     found = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(drawing):
         torch.manual_seed(training.seed)  # of dropout
         for step, (images, labels) in enumerate(islice(chain.from_iterable(epochs), steps)):
             for group in optimizer.param_groups:

@@ -548,7 +548,7 @@ def test_a_run_whose_method_asked_for_no_losses_has_none(tmp_path: Path) -> None
 
 def test_whole_plans_are_shown_from_the_least_loss_on(html: str, tmp_path: Path) -> None:
     (heat,) = figures(html)["plan-losses"]["traces"]
-    assert heat["y"] == ["1: 0.875", "2: 1.250, 0.500 after steps by single losses", "3: 1.250"]
+    assert heat["y"] == ["1: 0.875", "2: 1.250 → 0.500 (single)", "3: 1.250"]
     assert heat["x"] == GROUPS
     assert heat["z"][0] == [100] * len(GROUPS)
     assert heat["text"][1] == [f"{k} of {f} channels" for k, f in zip(KEPT, FULL, strict=True)]
