@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -164,3 +164,22 @@ def through(
 
 def found(network: Network) -> Groups:
     return {group.name: (group.channels, group.frozen) for group in network.groups.values()}
+
+
+@functools.cache
+def _small() -> Network:
+    with seeded():
+        return traced(
+            Net(
+                lambda s, x: s.head(pooled(F.relu(s.b(F.relu(s.n(s.a(x))))))),
+                a=conv(3, 16),
+                n=nn.BatchNorm2d(16),
+                b=conv(16, 12),
+                head=nn.Linear(12, 5),
+            )
+        )
+
+
+def small_network() -> Network:
+    """conv a, batch norm n, conv b, linear; without gradients from other tests."""
+    return replace(_small(), model=copy.deepcopy(_small().model))

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -18,7 +16,7 @@ from pipeline.pruning.masking import gated, masked
 from pipeline.pruning.start import Start, first_scores
 from pipeline.pruning.surrogates import BinaryGate, LiveClamp, Surrogate
 
-from .networks import Net, Network, conv, named, pooled, seeded, traced
+from .networks import Net, Network, conv, named, seeded, small_network
 
 EDGES = torch.tensor([-2.0, -0.75, -0.5, -0.25, -1e-6, 0.0, 1e-6, 0.25, 0.5, 0.75, 2.0])
 GRID = torch.cat([EDGES, torch.linspace(-0.7, 0.7, 57)]).double()
@@ -30,25 +28,6 @@ def slope(surrogate: Surrogate) -> Tensor:
     (BinaryGate.apply(scores, surrogate) * weight).sum().backward()
     assert scores.grad is not None
     return scores.grad / weight
-
-
-@functools.cache
-def traced_small() -> Network:
-    with seeded():
-        return traced(
-            Net(
-                lambda s, x: s.head(pooled(F.relu(s.b(F.relu(s.n(s.a(x))))))),
-                a=conv(3, 16),
-                n=nn.BatchNorm2d(16),
-                b=conv(16, 12),
-                head=nn.Linear(12, 5),
-            )
-        )
-
-
-def small_network() -> Network:
-    """conv a, batch norm n, conv b, linear; without gradients from other tests."""
-    return replace(traced_small(), model=copy.deepcopy(traced_small().model))
 
 
 def gates_of(network: Network, **form: Any) -> FilterGates:

@@ -5,8 +5,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from calibration.counts import Count
 from calibration.widths import Plan
@@ -17,24 +15,16 @@ from pipeline.pruning.pruner import Method, make_pruner
 from pipeline.pruning.select import Selector, narrowest, priced
 from pipeline.pruning.wgates import GateSettings
 
-from .networks import Net, Network, conv, named, pooled, seeded, traced
+from .networks import Network, named, seeded, small_network
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """conv a, batch norm n, conv b, linear; the norm's scales are not those of the filters."""
+    """One whose batch norm's scales are not those of the filters."""
+    found = small_network()
     with seeded():
-        found = traced(
-            Net(
-                lambda s, x: s.head(pooled(F.relu(s.b(F.relu(s.n(s.a(x))))))),
-                a=conv(3, 16),
-                n=nn.BatchNorm2d(16),
-                b=conv(16, 12),
-                head=nn.Linear(12, 5),
-            )
-        )
         found.model.n.weight.data.uniform_(-2, 2)
     return found
 

@@ -4,29 +4,19 @@ from typing import get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from calibration.widths import ChannelGroup
 from pipeline.pruning.filters import l1_norm
 from pipeline.pruning.start import HIGH, LOW, Start, first_scores, signal
 
-from .networks import Net, Network, conv, pooled, seeded, traced
+from .networks import Network, seeded, small_network
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """conv a, batch norm n, conv b, linear; the norm's scales are not those of the filters."""
+    """One whose batch norm's scales are not those of the filters."""
+    found = small_network()
     with seeded():
-        found = traced(
-            Net(
-                lambda s, x: s.head(pooled(F.relu(s.b(F.relu(s.n(s.a(x))))))),
-                a=conv(3, 16),
-                n=nn.BatchNorm2d(16),
-                b=conv(16, 12),
-                head=nn.Linear(12, 5),
-            )
-        )
         found.model.n.weight.data.uniform_(-2, 2)
     return found
 
