@@ -183,3 +183,11 @@ def _small() -> Network:
 def small_network() -> Network:
     """conv a, batch norm n, conv b, linear; without gradients from other tests."""
     return replace(_small(), model=copy.deepcopy(_small().model))
+
+
+def scaled_network() -> Network:
+    """The same, the scales of its batch norm not those of the filters."""
+    found = small_network()
+    with seeded():
+        found.model.n.weight.data.uniform_(-2, 2)
+    return found

@@ -15,18 +15,14 @@ from pipeline.pruning.pruner import Method, make_pruner
 from pipeline.pruning.select import Selector, narrowest, priced
 from pipeline.pruning.wgates import GateSettings
 
-from .networks import Network, named, seeded, small_network
+from .networks import Network, named, scaled_network
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """One whose batch norm's scales are not those of the filters."""
-    found = small_network()
-    with seeded():
-        found.model.n.weight.data.uniform_(-2, 2)
-    return found
+    return scaled_network()
 
 
 def test_the_l1_norm_is_the_mean_weight_of_a_filter(network: Network) -> None:

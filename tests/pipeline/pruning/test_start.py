@@ -9,16 +9,12 @@ from calibration.widths import ChannelGroup
 from pipeline.pruning.filters import l1_norm
 from pipeline.pruning.start import HIGH, LOW, Start, first_scores, signal
 
-from .networks import Network, seeded, small_network
+from .networks import Network, scaled_network, seeded
 
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """One whose batch norm's scales are not those of the filters."""
-    found = small_network()
-    with seeded():
-        found.model.n.weight.data.uniform_(-2, 2)
-    return found
+    return scaled_network()
 
 
 def test_a_signal_is_the_spread_times_the_weights_that_read_it(network: Network) -> None:
