@@ -8,8 +8,6 @@ from typing import Any
 
 from benchmarks.accuracy_arms import ABLATIONS, SELECTED
 from benchmarks.common import machines
-from pipeline.options import PruneOptions
-from pipeline.stages.group_losses import TRAINED
 
 OURS = "wgates"
 DENSE = "dense, same training"
@@ -51,9 +49,8 @@ def _protocol(form: dict[str, Any]) -> str:
         "reported on test. l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
-        f"Before W-Gates' widths are chosen, {TRAINED} plans are trained for "
-        f"{PruneOptions().worth_steps} steps each beside these epochs, and not kept; "
-        "without steps: the loss before any training decides. "
+        "Before W-Gates' widths are chosen, a few plans are trained for some steps "
+        "(`--worth-steps`) beside these epochs, and not kept; without steps: the loss before any training decides. "
         "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
     )
 

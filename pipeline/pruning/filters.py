@@ -13,9 +13,7 @@ def is_filter_bank(piece: Slice, model: nn.Module) -> bool:
 
     A depthwise convolution owns no gate: its filters follow the layer before it.
     """
-    if not piece.tensor.endswith(".weight"):  # such as a bias, or what only the graph has
-        return False
-    module = model.get_submodule(piece.tensor.rpartition(".")[0])
+    module = _owner(piece, model)
     if isinstance(module, nn.ConvTranspose2d):
         return piece.dim == 1 and module.groups == 1
     if piece.dim != 0:
@@ -36,12 +34,17 @@ def readers(model: nn.Module, group: ChannelGroup) -> tuple[Slice, ...]:
 
 
 def _reads(piece: Slice, model: nn.Module) -> bool:
-    if not piece.tensor.endswith(".weight"):
-        return False
-    module = model.get_submodule(piece.tensor.rpartition(".")[0])
+    module = _owner(piece, model)
     if isinstance(module, nn.ConvTranspose2d):
         return piece.dim == 0
     return isinstance(module, nn.Conv2d | nn.Linear) and piece.dim == 1
+
+
+def _owner(piece: Slice, model: nn.Module) -> nn.Module | None:
+    """The module whose weight it is; None of anything else: a bias, what only the graph has."""
+    if not piece.tensor.endswith(".weight"):
+        return None
+    return model.get_submodule(piece.tensor.rpartition(".")[0])
 
 
 def filters_of(model: nn.Module, piece: Slice) -> Tensor:

@@ -45,19 +45,16 @@ def group_losses(losses: Document, trace_document: Document, prune: Document) ->
 
 def plan_losses(found: Document, prune: Document) -> Figure:
     """One row a plan, the one that loses least above: what it keeps of each group."""
-    full = {item["group"]: item["full"] for item in prune["widths"]}
-    names = found["groups"]
+    widths = {item["group"]: item["full"] for item in prune["widths"]}
+    full = [widths[group] for group in found["groups"]]
     plans = sorted(found["plans"], key=lambda plan: plan["loss"])
-    rows = [
-        {group: (kept, full[group]) for group, kept in zip(names, plan["kept"], strict=True)}
-        for plan in plans
-    ]
+    rows = [list(zip(plan["kept"], full, strict=True)) for plan in plans]
     heat = {
         "type": "heatmap",
-        "x": [label_of(group) for group in names],
+        "x": [label_of(group) for group in found["groups"]],
         "y": [_row_of(rank, plan) for rank, plan in enumerate(plans, 1)],
-        "z": [[100 * kept / of for kept, of in row.values()] for row in rows],
-        "text": [[f"{kept} of {of} channels" for kept, of in row.values()] for row in rows],
+        "z": [[100 * kept / of for kept, of in row] for row in rows],
+        "text": [[f"{kept} of {of} channels" for kept, of in row] for row in rows],
         "hovertemplate": "%{x}<br>%{y}<br>%{text}<extra></extra>",
         **{"zmin": 0, "zmax": 100, "xgap": 1, "ygap": 1},
         **SCALE,

@@ -98,15 +98,15 @@ def _asked(
         *(context, model, selector, scores),
         lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
     )
-    kept: dict[WidthVector, float] = {}
+    after: dict[WidthVector, float] = {}
     if context.options(PruneOptions).worth_steps:
         best = sorted(found, key=lambda widths: found[widths])[:TRAINED]
         told = functools.partial(progress, "plans trained for a few steps")
-        after = losses_after_steps(context, model, selector, scores, best, told)
-        kept = dict(zip(best, after, strict=True))
+        losses = losses_after_steps(context, model, selector, scores, best, told)
+        after = dict(zip(best, losses, strict=True))
     return [
         {"variant": plans[widths], "loss": loss, "kept": widths.kept}
-        | ({"after_steps": kept[widths]} if math.isfinite(kept.get(widths, math.inf)) else {})
+        | ({"after_steps": after[widths]} if math.isfinite(after.get(widths, math.inf)) else {})
         for widths, loss in found.items()
     ]
 

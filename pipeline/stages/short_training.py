@@ -26,7 +26,7 @@ from pipeline.pruning.select import Selector
 from pipeline.pruning.worth import Scores
 from pipeline.run import Context
 from pipeline.stages.common import data_of, fabric_of
-from pipeline.training import decayed, rate_factor, sgd
+from pipeline.training import decayed, set_rates, sgd
 
 
 def losses_after_steps(
@@ -67,8 +67,7 @@ def _trained(context: Context, model: nn.Module, data: ImageData, batch: int) ->
     with torch.random.fork_rng(drawing):
         torch.manual_seed(training.seed)  # of dropout
         for step, (images, labels) in enumerate(islice(chain.from_iterable(epochs), steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate_factor("falls", step / steps)
+            set_rates(optimizer, step / steps)
             wrapped.zero_grad()
             images, labels = images.to(fabric.device), labels.to(fabric.device)
             with fabric.autocast():

@@ -3,7 +3,7 @@
 from pipeline.training.devices import make_fabric
 from pipeline.training.loop import Trainer
 from pipeline.training.losses import distillation
-from pipeline.training.optimizer import Course, decayed, rate_factor, sgd
+from pipeline.training.optimizer import Course, decayed, rate_factor, set_rates, sgd
 from pipeline.training.recipe import Epoch, Recipe, Regime, Upkeep
 from pipeline.training.steps import Loss
 
@@ -19,5 +19,6 @@ __all__ = [
     "distillation",
     "make_fabric",
     "rate_factor",
+    "set_rates",
     "sgd",
 ]

@@ -21,7 +21,7 @@ from pipeline.training.average import WeightAverage
 from pipeline.training.checkpoint import Checkpoint, Progress
 from pipeline.training.logs import TrainingLog
 from pipeline.training.mixing import Mixing
-from pipeline.training.optimizer import rate_factor
+from pipeline.training.optimizer import set_rates
 from pipeline.training.processes import one_batch_norm, share_weights, total
 from pipeline.training.recipe import Epoch, Recipe, Upkeep
 from pipeline.training.session import Session
@@ -164,9 +164,7 @@ class Trainer:
         number, fabric, recipe = len(self.history), self.fabric, self.recipe
         done = self._steps_done
         share = done / (recipe.epochs * self.steps_per_epoch)
-        for group in session.optimizer.param_groups:
-            factor = rate_factor(group["course"], share, recipe.regime.warmup)
-            group["lr"] = group["peak"] * factor
+        set_rates(session.optimizer, share, recipe.regime.warmup)
         seeds = _seeds(recipe.seed, number, self.progress.steps, fabric.global_rank)
         torch.manual_seed(seeds[0])
         images, labels = self._mixing(images.to(fabric.device), labels.to(fabric.device))

@@ -40,6 +40,12 @@ def decayed(
     ]
 
 
+def set_rates(optimizer: torch.optim.Optimizer, share: float, warmup: float = WARMUP_SHARE) -> None:
+    """Of every group that `sgd` made, what its course has after `share` of the steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate_factor(group["course"], share, warmup)
+
+
 def rate_factor(course: Course, share: float, warmup: float = WARMUP_SHARE) -> float:
     """What a peak rate is multiplied by after `share` of the steps.
 
