@@ -50,7 +50,8 @@ def _protocol(form: dict[str, Any]) -> str:
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
         "Before W-Gates' widths are chosen, a few plans are trained for some steps "
-        "(`--worth-steps`) beside these epochs, and not kept; without steps: the loss before any training decides. "
+        "(`--worth-steps`) beside these epochs, and not kept; without "
+        "steps: the loss before any training decides. "
         "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
     )
 
