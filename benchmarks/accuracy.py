@@ -12,7 +12,7 @@ same fresh processes. Every arm is a run folder with its log; what is done is no
 study goes on where it was stopped. Plans are measured: `--until prune` makes them while nobody else
 is at work, and trainings may then go on side by side, each with --arms of its own. Budgets that
 --budgets leaves out stay in the result file as they are if the same dense network was pruned; each
-says who measured it.
+says who measured it. Seeds that --seeds leaves out stay as they are.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--form", choices=list(FORMS), default="small")
     parser.add_argument("--arms", help="only these, by commas")
+    parser.add_argument("--seeds", help="only these, by commas; more than the form has, too")
     parser.add_argument("--budgets", help="only these shares of the dense latency, by commas")
     parser.add_argument("--until", choices=["prune"], help="stop each arm after this stage")
     parser.add_argument("--ablate", action="store_true", help="variants of W-Gates, too")
@@ -224,16 +225,19 @@ def main() -> None:
     if given.until and given.out:
         parser.error("--until makes no result that --out could hold")
     form = FORMS[given.form]
-    studies = [
-        Study(network, seed, form, given) for network in form.networks for seed in range(form.seeds)
-    ]
+    seeds = list(map(int, given.seeds.split(","))) if given.seeds else range(form.seeds)
+    studies = [Study(network, seed, form, given) for network in form.networks for seed in seeds]
     found = {study.folder.name: run(study) for study in studies}
     if given.out:
         protocol = {"form": form.to_json(), "train_precision": given.train_precision}
         older = older_result(given.out, protocol=protocol).get("studies", {})
-        joined = {name: beside_older(study, older.get(name, {})) for name, study in found.items()}
         write_result(
-            given.out, {"environment": environment(), "protocol": protocol, "studies": joined}
+            given.out,
+            {
+                "environment": environment(),
+                "protocol": protocol,
+                "studies": beside_older(found, older),
+            },
         )
 
 

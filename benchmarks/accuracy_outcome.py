@@ -45,8 +45,16 @@ def ratios(blocks: BlockRun, names: list[str]) -> dict[str, Any]:
     }
 
 
-def beside_older(study: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
-    """The study, and those budgets of an older one of the same dense network that it has not."""
+def beside_older(studies: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
+    """The studies, by network and seed, and what older ones have that these have not.
+
+    Of one that was made again, those budgets that it has not, if its dense network is the same.
+    """
+    again = {name: _with_budgets(study, older.get(name, {})) for name, study in studies.items()}
+    return dict(sorted({**older, **again}.items()))
+
+
+def _with_budgets(study: dict[str, Any], older: dict[str, Any]) -> dict[str, Any]:
     if older.get("adapted") != study["adapted"]:
         return study
     joined = {part: {**older[part], **study[part]} for part in ("budgets", "made")}

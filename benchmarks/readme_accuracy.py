@@ -11,7 +11,9 @@ from benchmarks.common import machines
 
 OURS = "wgates"
 DENSE = "dense, same training"
-Arms = dict[str, list[dict[str, Any]]]  # arm -> its outcome for each seed
+Study = dict[str, Any]  # of one seed
+Arms = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> its outcome
+Leads = dict[str, list[float]]  # arm -> points of top-1 %, for each seed that both have
 
 
 def accuracy(result: dict[str, Any]) -> str:
@@ -56,30 +58,41 @@ def _protocol(form: dict[str, Any]) -> str:
     )
 
 
-def _table(network: str, seeds: list[dict[str, Any]]) -> Iterator[str]:
-    budgets = list(seeds[0]["budgets"])
+def _table(network: str, seeds: list[Study]) -> Iterator[str]:
+    budgets = _budgets(seeds)
     yield f"| {network} | {' | '.join(budgets)} |"
     yield "|---" * (1 + len(budgets)) + "|"
     dense = _top1([study["dense"] for study in seeds])
     yield f"| {DENSE} | {' | '.join([dense] * len(budgets))} |"
     of = {budget: _arms(seeds, budget) for budget in budgets}
     for name in dict.fromkeys(name for arms in of.values() for name in arms):
-        yield f"| {name} | {' | '.join(_cell(of[budget].get(name, [])) for budget in budgets)} |"
+        cells = (_cell(list(arms.get(name, {}).values()), len(seeds)) for arms in of.values())
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _arms(seeds: list[dict[str, Any]], budget: str) -> Arms:
-    names = dict.fromkeys(name for study in seeds for name in study["budgets"][budget])
-    return {name: [study["budgets"][budget][name] for study in seeds] for name in names}
+def _budgets(seeds: list[Study]) -> list[str]:
+    """All that any seed has, falling."""
+    every = {budget for study in seeds for budget in study["budgets"]}
+    return sorted(every, key=lambda budget: -float(budget.rstrip("x")))
 
 
-def _cell(outcomes: list[dict[str, Any]]) -> str:
-    """Of one arm at one budget, all seeds; an arm that could not meet it says so."""
+def _arms(seeds: list[Study], budget: str) -> Arms:
+    found: Arms = {}
+    for seed, study in enumerate(seeds):
+        for name, item in study["budgets"].get(budget, {}).items():
+            found.setdefault(name, {})[seed] = item
+    return found
+
+
+def _cell(outcomes: list[dict[str, Any]], seeds: int) -> str:
+    """Of one arm at one budget, all its seeds; an arm that could not meet it says so."""
     done = [item for item in outcomes if "complaint" not in item]
     if not done:
         return "no plan met it" if outcomes else "–"
     ratio = mean(item["ratio_to_dense"] for item in done)
     missed = len(outcomes) - len(done)
-    return f"{_top1(done)} at {ratio:.3f}x{f'; {missed} missed it' if missed else ''}"
+    fewer = f"; {len(outcomes)} of {seeds} seeds" if len(outcomes) < seeds else ""
+    return f"{_top1(done)} at {ratio:.3f}x{f'; {missed} missed it' if missed else ''}{fewer}"
 
 
 def _top1(outcomes: list[dict[str, Any]]) -> str:
@@ -94,40 +107,63 @@ def _top1(outcomes: list[dict[str, Any]]) -> str:
     return found
 
 
-def _remarks(seeds: list[dict[str, Any]]) -> Iterator[str]:
+def _remarks(seeds: list[Study]) -> Iterator[str]:
     """Who is ahead by how much; of several variants only how far they lie apart."""
-    dense = mean(100 * study["dense"]["test"]["top1"] for study in seeds)
-    for budget in seeds[0]["budgets"]:
-        tops = {
-            name: mean(100 * item["test"]["top1"] for item in outcomes)
+    for budget in _budgets(seeds):
+        met = {
+            name: {seed: 100 * item["test"]["top1"] for seed, item in outcomes.items()}
             for name, outcomes in _arms(seeds, budget).items()
-            if not any("complaint" in item for item in outcomes)
+            if not any("complaint" in item for item in outcomes.values())
         }
-        others = {name: top for name, top in tops.items() if name not in {OURS, *ABLATIONS}}
-        if OURS not in tops:
+        if OURS not in met:
             continue
-        apart = {name: top for name, top in others.items() if name not in SELECTED}
-        beside = _best("baseline", others) | _best("without this selection", apart)
-        ablated = {name: top for name, top in tops.items() if name in ABLATIONS}
-        ours = {name: top for name, top in ablated.items() if name.startswith(OURS)}
-        beside |= {} if len(ours) > 1 else ablated
-        beside["dense"] = dense
-        leads = [f"{_points(tops[OURS] - top)} {name}" for name, top in beside.items()]
+        met[DENSE] = {
+            seed: 100 * study["dense"]["test"]["top1"] for seed, study in enumerate(seeds)
+        }
+        leads = {
+            name: [met[OURS][seed] - tops[seed] for seed in sorted(met[OURS].keys() & tops)]
+            for name, tops in met.items()
+            if name != OURS and met[OURS].keys() & tops
+        }
+        told = [f"{_points(lead)} {name}" for name, lead in _beside(leads).items()]
+        ours = {name: mean(tops.values()) for name, tops in met.items() if _is_variant(name)}
         apart_by = _apart(ours) if len(ours) > 1 else ""
-        yield f"- {budget}: W-Gates is {', '.join(leads)}.{_alike(seeds, budget)}{apart_by}"
-    arms = [set(_arms(seeds, budget)) for budget in seeds[0]["budgets"]]
+        yield f"- {budget}: W-Gates is {', '.join(told)}.{_alike(seeds, budget)}{apart_by}"
+    arms = [_arms(seeds, budget).keys() for budget in _budgets(seeds)]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
-    devices = {budget: made["device"] for budget, made in seeds[0]["made"].items()}
-    yield f"- Trained and measured on {machines(devices)}."
-    brackets = "the seeds' range" if len(seeds) > 1 else "95 % of the test images, not of seeds"
-    yield f"- Seeds: {len(seeds)}; in brackets {brackets}."
+    made = {budget: item for study in reversed(seeds) for budget, item in study["made"].items()}
+    yield f"- Trained and measured on {machines({b: m['device'] for b, m in made.items()})}."
+    images = "95 % of the test images, not of seeds"
+    yield f"- Seeds: {len(seeds)}; in brackets " + (
+        f"their range, of one seed {images}. Leads are means over the seeds that both have."
+        if len(seeds) > 1
+        else f"{images}."
+    )
 
 
-def _best(kind: str, tops: dict[str, float]) -> dict[str, float]:
-    """The best arm, under a name that says of which kind it is; nothing if there is none."""
-    best = max(tops, key=lambda name: tops[name], default=None)
-    return {} if best is None else {f"the best {kind} ({best})": tops[best]}
+def _beside(leads: Leads) -> Leads:
+    """Those to be told: over the best baselines, over ablations if they are few, over dense."""
+    others = {name: lead for name, lead in leads.items() if name not in {DENSE, *ABLATIONS}}
+    apart = {name: lead for name, lead in others.items() if name not in SELECTED}
+    ablated = {name: lead for name, lead in leads.items() if name in ABLATIONS}
+    many = sum(map(_is_variant, ablated)) > 1
+    return (
+        _least("baseline", others)
+        | _least("without this selection", apart)
+        | ({} if many else ablated)
+        | {"dense": leads[DENSE]}
+    )
+
+
+def _is_variant(name: str) -> bool:
+    return name in ABLATIONS and name.startswith(OURS)
+
+
+def _least(kind: str, leads: Leads) -> Leads:
+    """Over the best arm, under a name that says of which kind it is; nothing if there is none."""
+    best = min(leads, key=lambda name: mean(leads[name]), default=None)
+    return {} if best is None else {f"the best {kind} ({best})": leads[best]}
 
 
 def _apart(tops: dict[str, float]) -> str:
@@ -135,10 +171,10 @@ def _apart(tops: dict[str, float]) -> str:
     return f" The variants go from {tops[worst]:.2f} ({worst}) to {tops[best]:.2f} ({best})."
 
 
-def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
+def _alike(seeds: list[Study], budget: str) -> str:
     """Which arms came to W-Gates' own widths, with every seed: only their channels differ."""
     widths = {
-        name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes]
+        name: [[width["kept"] for width in item.get("widths", [])] for item in outcomes.values()]
         for name, outcomes in _arms(seeds, budget).items()
     }
     same = [
@@ -148,7 +184,7 @@ def _alike(seeds: list[dict[str, Any]], budget: str) -> str:
     ]
     if not same:
         return ""
-    ours = [item["widths"] for item in _arms(seeds, budget)[OURS]]
+    ours = [item["widths"] for item in _arms(seeds, budget)[OURS].values()]
     return f" It keeps as many channels of every group as {', '.join(same)}.{_left_to_scores(ours)}"
 
 
@@ -160,5 +196,8 @@ def _left_to_scores(plans: list[list[dict[str, Any]]]) -> str:
     return f" Scores have the channels of {narrowed} of {len(plans[0])} groups to choose."
 
 
-def _points(lead: float) -> str:
-    return f"{abs(lead):.2f} points {'ahead of' if lead > 0 else 'behind'}"
+def _points(leads: list[float]) -> str:
+    """The mean lead; of several seeds also the range of their leads."""
+    lead = mean(leads)
+    spread = f" ({min(leads):+.2f} to {max(leads):+.2f})" if len(leads) > 1 else ""
+    return f"{abs(lead):.2f} points{spread} {'ahead of' if lead > 0 else 'behind'}"

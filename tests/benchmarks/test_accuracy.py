@@ -14,8 +14,12 @@ def study(commit: str, *budgets: str, adapted: float = 0.86) -> dict[str, Any]:
     }
 
 
+def joined(new: dict[str, Any], old: dict[str, Any]) -> Any:
+    return beside_older({"net-seed0": new}, {"net-seed0": old})["net-seed0"]
+
+
 def test_budgets_that_were_not_measured_again_stay_with_their_commit() -> None:
-    found = beside_older(study("new", "0.65x"), study("old", "0.8x", "0.65x", "0.5x"))
+    found = joined(study("new", "0.65x"), study("old", "0.8x", "0.65x", "0.5x"))
     assert list(found["budgets"]) == list(found["made"]) == ["0.8x", "0.65x", "0.5x"]
     assert [made["commit"] for made in found["made"].values()] == ["old", "new", "old"]
     assert [arms["wgates"] for arms in found["budgets"].values()] == ["old", "new", "old"]
@@ -23,8 +27,14 @@ def test_budgets_that_were_not_measured_again_stay_with_their_commit() -> None:
 
 def test_budgets_of_another_dense_network_go() -> None:
     new = study("new", "0.65x")
-    assert beside_older(new, study("old", "0.8x", adapted=0.85)) == new
-    assert beside_older(new, {}) == new
+    assert joined(new, study("old", "0.8x", adapted=0.85)) == new
+    assert beside_older({"net-seed0": new}, {}) == {"net-seed0": new}
+
+
+def test_seeds_that_were_not_made_again_stay() -> None:
+    new, old = study("new", "0.65x"), study("old", "0.65x")
+    found = beside_older({"net-seed1": new}, {"net-seed0": old, "net-seed1": old})
+    assert found == {"net-seed0": old, "net-seed1": new}
 
 
 def test_forms_that_let_blocks_go_and_count_channels_are_those_of_older_results() -> None:

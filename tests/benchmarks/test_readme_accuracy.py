@@ -49,7 +49,18 @@ def test_baselines_without_the_selection_have_a_best_of_their_own() -> None:
 def test_several_seeds_have_their_range() -> None:
     found = text(*(study(top1, 0.84, arm(0.8, 0.47)) for top1 in (0.85, 0.87)))
     assert "| wgates | 86.00 (85.00 to 87.00) at 0.490x |" in found
-    assert "2.00 points ahead of the best baseline (l1)" in found
+    assert "2.00 points (+1.00 to +3.00) ahead of the best baseline (l1)" in found
+
+
+def test_leads_are_of_the_seeds_that_both_have() -> None:
+    more = study(0.80, 0.84, arm(0.8, 0.47))
+    del more["budgets"]["0.5x"]["uniform"]
+    more["budgets"]["0.8x"] = {"wgates": arm(0.88, 0.79)}
+    more["made"]["0.8x"] = {"device": "a CPU"}
+    found = text(study(0.86, 0.84, arm(0.8, 0.47)), more)
+    assert "| uniform | – | 80.00 (79.00 to 81.00) at 0.470x; 1 of 2 seeds |" in found
+    assert "1.00 points (-4.00 to +2.00) behind the best baseline (l1), 6.00 points ahead" in found
+    assert "- 0.8x: W-Gates is 2.00 points behind dense." in found
 
 
 def test_an_arm_without_a_plan_is_no_baseline() -> None:
@@ -94,7 +105,7 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
     assert "not trained" not in text(given)
     given["budgets"]["0.8x"] = {"wgates": arm(0.88, 0.79), "l1": arm(0.87, 0.78)}
     found = text(given)
-    assert "| uniform | 80.00 (79.00 to 81.00) at 0.470x | – |" in found
+    assert "| uniform | – | 80.00 (79.00 to 81.00) at 0.470x |" in found
     assert "- –: not trained." in found
     given["made"]["0.8x"] = {"device": "another CPU"}
     assert "- Trained and measured on a CPU (0.8x: another CPU)." in text(given)
