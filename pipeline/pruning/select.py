@@ -58,6 +58,8 @@ class Selector:
     exchanges: int = 20  # at most; each makes the plan worth more
     gains: float = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
     ties: float = 5e-3  # share of the dense network's worth that scores do not tell apart
+    known: Collection[WidthVector] = ()  # not to be chosen again if another plan is priced so:
+    least: float = 0.0  # of the price
 
     def choose(
         self,
@@ -88,6 +90,8 @@ class Selector:
                 break
             kept = exchanged
         kept = self._spent(kept, worth, aim)
+        if self._is_known(kept):
+            kept = self._another(kept, worth, aim)
         return self.plan(scores, kept)
 
     def _legal(self, start: Sequence[int]) -> list[int]:
@@ -163,6 +167,24 @@ class Selector:
                 break
             kept = self._filled(tried[best].tolist(), worth, aim)
         return kept
+
+    def _another(self, kept: list[int], worth: list[NDArray[np.float64]], aim: float) -> list[int]:
+        """Of plans a step down and one up away, priced from `least` to `aim`, the one worth most.
+
+        `kept` if all are known that are worth about as much.
+        """
+        now, full = float(self._prices([kept])[0]), self.skeleton.groups.full().kept
+        enough = total(kept, worth) - self.ties * total(full, worth)
+        tried = self._traded(kept, worth, enough, now + (self.least + aim) / 2)
+        if not len(tried):
+            return kept
+        prices = self.price(tried.astype(float))
+        fit = tried[(self.least <= prices) & (prices <= aim)]
+        best_first = fit[np.argsort(-totals(fit, worth), kind="stable")].tolist()
+        return next((found for found in best_first if not self._is_known(found)), kept)
+
+    def _is_known(self, kept: Sequence[int]) -> bool:
+        return WidthVector(self.skeleton.groups.names, tuple(kept)) in self.known
 
     def _traded(
         self, kept: list[int], worth: list[NDArray[np.float64]], least: float, both: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,14 +17,13 @@ from pipeline.budget import Budget
 from pipeline.errors import BudgetUnreachableError
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import Cost, narrowest
+from pipeline.stages.rounds import Aim, Round
 from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 5  # selections measured in a round before the LPNet is refitted
-NARROW = 0.002  # aims that lie so near to each other are one
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
 WASTEFUL, AIMED = 0.97, 0.99
-SAFE = 0.99  # one slower than this share may miss it when verify measures it, after all training
 
 
 def advised(floor: float) -> float:
@@ -62,108 +61,6 @@ class Limit:
 
     def to_json(self) -> dict[str, Any]:
         return {"budget": str(self.budget), "budget_ms": self.budget_ms}
-
-
-@dataclass(frozen=True)
-class Round:
-    """A plan that was built and measured: what was predicted and what came out."""
-
-    round: int
-    attempt: int
-    plan: Plan
-    predicted_ms: float
-    ratio: float
-    ratio_ci95: tuple[float, float]
-    anchor_ms: float
-    limit_ms: float | None  # None: the budget is a count, which the plan was chosen to meet
-
-    @property
-    def measured_ms(self) -> float:
-        return self.ratio * self.anchor_ms
-
-    @property
-    def met(self) -> bool:
-        """Whether the whole interval lies within the limit."""
-        return self.measured_ms <= self.most_ms / SAFE
-
-    @property
-    def safe(self) -> bool:
-        """Met with room for what the final measurement may differ by."""
-        return self.measured_ms <= self.most_ms
-
-    @property
-    def slow(self) -> bool:
-        """Not safe, however well its latency were known."""
-        return self.measured_ms > self._known_ms
-
-    @property
-    def most_ms(self) -> float:
-        """What a plan whose latency is known as well as this one's may measure and be safe."""
-        return self._known_ms / (1 + self._above)
-
-    @property
-    def _known_ms(self) -> float:
-        """What a plan may measure and be safe whose latency is known exactly."""
-        return math.inf if self.limit_ms is None else SAFE * self.limit_ms
-
-    @property
-    def _above(self) -> float:
-        """How far the interval reaches above the ratio, as a share of it."""
-        return self.ratio_ci95[1] / self.ratio - 1
-
-    def fits(self, least_ms: float) -> bool:
-        """Safe, and without giving accuracy away by being much faster than asked.
-
-        By how much can only be told as well as the latency is known; another plan costs a minute.
-        """
-        nearest_ms = self.most_ms * (1 - self._above / 2)
-        return self.safe and self.measured_ms >= min(least_ms, nearest_ms)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "round": self.round,
-            "attempt": self.attempt,
-            "predicted_ms": self.predicted_ms,
-            "measured_ms": self.measured_ms,
-            "ratio": self.ratio,
-            "ratio_ci95": list(self.ratio_ci95),
-            "met": self.met,
-            "kept": list(self.plan.widths().kept),
-        }
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What the next plan may be predicted to take, and what proved too little and too much."""
-
-    ms: float
-    wasteful: float = 0.0
-    unsafe: float = math.inf
-
-    def after(self, found: Round, corrected: float) -> Aim:
-        """`corrected` by what the LPNet got wrong about `found`, unless that was tried.
-
-        Plans a few percent apart may be misjudged by a few percent each, in opposite ways. One that
-        is not safe only because its latency is hardly known says nothing about its aim.
-        """
-        wasteful, unsafe = self._bounds(wasteful=found.safe, unsafe=found.slow)
-        if 0 < wasteful < unsafe < math.inf and not wasteful < corrected < unsafe:
-            corrected = (wasteful + unsafe) / 2
-        return Aim(corrected, wasteful, unsafe)
-
-    def beside(self, known: Round) -> Aim | None:
-        """Where to look on when this aim led to a plan that is known; None if there is no room."""
-        wasteful, unsafe = self._bounds(wasteful=known.safe, unsafe=not known.safe)
-        if not 0 < wasteful * (1 + NARROW) < unsafe < math.inf:
-            return None
-        return Aim((wasteful + unsafe) / 2, wasteful, unsafe)
-
-    def _bounds(self, *, wasteful: bool, unsafe: bool) -> tuple[float, float]:
-        """What proved too little and too much, now that this aim did one of them, or neither."""
-        return (
-            max(self.wasteful, self.ms) if wasteful else self.wasteful,
-            min(self.unsafe, self.ms) if unsafe else self.unsafe,
-        )
 
 
 class ClosedLoop:
@@ -238,7 +135,8 @@ class ClosedLoop:
     def _new_plan(self, aim: Aim, found: list[Round]) -> tuple[Aim, Plan | None]:
         """The aim's plan; where that was measured, one between plans that were, if there is one.
 
-        Channels come in blocks, so that a few percent of latency may have no plan.
+        Channels come in blocks, so that a few percent of latency may have no plan that is worth
+        most for any aim: then the best that lies there.
         """
         while True:
             plan = self.solving.propose(self.lpnet.predict_ms, aim.ms)
@@ -247,8 +145,22 @@ class ClosedLoop:
                 return aim, plan
             closer = aim.beside(known)
             if closer is None:
-                return aim, None
+                return self._unmeasured(aim, found)
             aim = closer
+
+    def _unmeasured(self, aim: Aim, found: list[Round]) -> tuple[Aim, Plan | None]:
+        """A plan that fits, if the LPNet errs about it as about the nearest safe one."""
+        safe = [item for item in found if item.safe]
+        if not safe:
+            return aim, None
+        nearest = max(safe, key=lambda item: item.measured_ms)
+        bias = nearest.measured_ms / self.lpnet.predict_one_ms(nearest.plan.widths())
+        aim = replace(aim, ms=min(self.aim_ms, nearest.most_ms) / bias)
+        known = {item.plan.widths() for item in found}
+        plan = self.solving.propose(
+            self.lpnet.predict_ms, aim.ms, known=known, least=self.least_ms / bias
+        )
+        return aim, None if plan.widths() in known else plan
 
     def _cautious_ms(self) -> float:
         """The aim of a plan that meets the budget even where the LPNet errs as it is known to."""

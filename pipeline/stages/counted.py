@@ -13,7 +13,7 @@ from pipeline.budget import Budget, Objective
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import narrowest
-from pipeline.stages.closed_loop import Round
+from pipeline.stages.rounds import Round
 from pipeline.stages.solving import Solving
 
 COUNTS: dict[Objective, tuple[str, Callable[[Skeleton], Count]]] = {

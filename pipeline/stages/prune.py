@@ -12,9 +12,10 @@ from pipeline.models.weights import save_weights
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
-from pipeline.stages.closed_loop import ClosedLoop, Limit, Round
+from pipeline.stages.closed_loop import ClosedLoop, Limit
 from pipeline.stages.common import skeleton_of
 from pipeline.stages.counted import CountLimit, solve_counted
+from pipeline.stages.rounds import Round
 from pipeline.stages.solving import Solving
 
 

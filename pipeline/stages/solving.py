@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -103,9 +103,15 @@ class Solving:
         self.pruner.solve(trainer, goal, ramp=number == 1)
         self.history += trainer.history
 
-    def propose(self, cost: Cost, aim: float) -> Plan:
-        """The method's plan for `aim`, as the cost, on the CPU, has it."""
-        return self.pruner.propose(self._selector(cost), aim)
+    def propose(
+        self, cost: Cost, aim: float, *, known: Collection[WidthVector] = (), least: float = 0.0
+    ) -> Plan:
+        """The method's plan for `aim`, as the cost, on the CPU, has it.
+
+        None of those `known`, if the method has another that costs between `least` and `aim`.
+        """
+        selector = replace(self._selector(cost), known=known, least=least)
+        return self.pruner.propose(selector, aim)
 
     def _selector(self, cost: Cost) -> Selector:
         multiple = self.target.channel_multiple

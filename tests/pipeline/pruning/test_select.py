@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from calibration.cost import NetworkCost
 from calibration.skeleton import Skeleton
-from calibration.widths import legal_widths
+from calibration.widths import WidthVector, legal_widths
 from pipeline.pruning.select import Selector
 from pipeline.pruning.uniform import uniform_widths
 
@@ -164,6 +165,22 @@ def test_of_plans_worth_as_much_the_one_that_uses_the_budget_is_taken(
     selector = Selector(twins, lambda kept: np.ceil(kept / BLOCK) @ cost * BLOCK, MULTIPLE)
     found = selector.choose(scores, (32, 32), 66.0, {"conv1": regard})
     assert found.widths().kept == kept
+
+
+def test_where_a_plan_is_known_one_of_as_much_worth_is_taken(skeleton: Skeleton) -> None:
+    selector = Selector(skeleton, smooth(skeleton), MULTIPLE, ties=0.03)
+    scores = {group.name: np.ones(group.channels) for group in skeleton.groups.prunable}
+    known: list[WidthVector] = []
+    for _ in range(3):
+        again = replace(selector, known=known, least=4.7)
+        found = again.choose(scores, WIDTHS, 5.0).widths()
+        assert found not in known
+        assert 4.7 <= predicted(selector, found.kept) <= 5.0
+        known.append(found)
+    counts = [sum(found.kept) for found in known]
+    assert max(counts) - min(counts) <= selector.ties * sum(WIDTHS)
+    nowhere = replace(selector, known=known, least=5.0)
+    assert nowhere.choose(scores, WIDTHS, 5.0).widths() == known[0]
 
 
 @pytest.mark.parametrize(("regard", "wide"), [({"conv0": 0.1}, 1), ({"conv1": 0.1}, 0)])

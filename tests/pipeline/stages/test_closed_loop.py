@@ -70,8 +70,8 @@ class Bench:
     def learn(self, number: int, smooth: Any, cost: Any, aim: float) -> None:
         self.learned.append(aim)
 
-    def propose(self, cost: Cost, aim: float) -> Plan:
-        selector = Selector(SKELETON, priced(cost), 1)
+    def propose(self, cost: Cost, aim: float, **without: Any) -> Plan:
+        selector = Selector(SKELETON, priced(cost), 1, **without)
         return selector.choose(self.scores, SKELETON.groups.full().kept, aim)
 
     def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
@@ -146,7 +146,7 @@ def test_a_plan_that_is_only_hardly_known_does_not_keep_the_next_ones_below_it()
 class Coarse(Bench):
     """Only a few plans are to be had."""
 
-    def propose(self, cost: Cost, aim: float) -> Plan:
+    def propose(self, cost: Cost, aim: float, **without: Any) -> Plan:
         plans = [super(Coarse, self).propose(cost, ms) for ms in (4.4, 4.75, 4.85)]
         fitting = [plan for plan in plans if predicted_one_ms(plan.widths()) <= aim]
         return max(fitting, key=lambda plan: predicted_one_ms(plan.widths()))
@@ -166,6 +166,25 @@ def test_no_plan_is_measured_twice() -> None:
     rounds = loop_of(bench, 5.0).run()
     assert [item.met for item in rounds] == [True, False, False]
     assert len({item.measured_ms for item in rounds}) == 3
+
+
+class Leaping(Coarse):
+    """No aim leads to plans between two, but there are some beside them that are worth as much."""
+
+    def propose(self, cost: Cost, aim: float, **without: Any) -> Plan:
+        if without:
+            return Bench.propose(self, cost, aim, **without)
+        return super().propose(cost, aim)
+
+
+def test_a_plan_that_no_aim_leads_to_is_found() -> None:
+    bench = Leaping(1.0, spread=1.1)
+    slower = [predicted_one_ms(bench.propose(predicted_ms, aim).widths()) for aim in (4.8, 5.0)]
+    bench.factor = lambda ms: 1.06 if ms in slower else 1.0
+    loop = loop_of(bench, 5.0)
+    rounds = loop.run()
+    assert [item.fits(loop.least_ms) for item in rounds] == [False] * 3 + [True]
+    assert len({item.plan.widths() for item in rounds}) == 4
 
 
 @pytest.mark.parametrize("factor", [0.93, 1.0, 1.09])

@@ -10,8 +10,9 @@ import pytest
 from calibration.widths import Plan
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.options import PruneOptions
-from pipeline.stages.closed_loop import Limit, Round
+from pipeline.stages.closed_loop import Limit
 from pipeline.stages.prune import _best
+from pipeline.stages.rounds import Round
 
 CALIBRATION: dict[str, Any] = {
     "anchor_ms": 10.0,
