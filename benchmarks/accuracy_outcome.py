@@ -8,6 +8,8 @@ from typing import Any
 
 from targets.blocks import BlockRun
 
+CHANGED = ("prune", "finetune")  # the stages whose options tell arms apart
+
 
 def last_words(folder: Path) -> str:
     """The last error of the folder's log, or its last line."""
@@ -23,7 +25,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What an arm came to."""
     certificate = read(folder, "verify/certificate.json")
     prune, finetune = read(folder, "prune/prune.json"), read(folder, "finetune/finetune.json")
+    options = {stage: read(folder, f"{stage}/stage.json")["options"] for stage in CHANGED}
+    del options["prune"]["plan"]  # a path
     return {
+        "options": options,
         "test": certificate["accuracy"]["engine"],
         "val": max((epoch["val_top1"] for epoch in finetune["history"]), default=None),
         "before_finetuning": finetune["top1"]["pruned"],

@@ -18,7 +18,7 @@ Leads = dict[str, list[float]]  # arm -> points of top-1 %, for each seed that b
 
 def accuracy(result: dict[str, Any]) -> str:
     """One table a network: arms in rows, budgets in columns; then who is ahead by how much."""
-    return "\n".join([_protocol(result["protocol"]["form"]), *_tables(result), ""])
+    return "\n".join([_protocol(result), *_tables(result), ""])
 
 
 def variants(result: dict[str, Any]) -> str:
@@ -40,7 +40,8 @@ def _tables(result: dict[str, Any]) -> Iterator[str]:
         yield from ("", *_table(network, seeds), "", *_remarks(seeds))
 
 
-def _protocol(form: dict[str, Any]) -> str:
+def _protocol(result: dict[str, Any]) -> str:
+    form, steps = result["protocol"]["form"], _worth_steps(result)
     gated, epochs = form["gate_epochs"], form["gate_epochs"] + form["finetune_epochs"]
     return (
         f"CIFAR-10 as JPEG, `ort-cpu`, one thread; padding shortcuts, so that widths inside of "
@@ -51,11 +52,19 @@ def _protocol(form: dict[str, Any]) -> str:
         "reported on test. l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
-        "Before W-Gates' widths are chosen, a few plans are trained for some steps "
-        "(`--worth-steps`) beside these epochs, and not kept; without "
-        "steps: the loss before any training decides. "
+        "Before this selection, the plans that lose least are trained for "
+        f"{steps} steps each (`--worth-steps`) beside these epochs, and not kept; "
+        "without steps: the loss before any training decides. "
         "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
     )
+
+
+def _worth_steps(result: dict[str, Any]) -> int:
+    """Of W-Gates' arms, which were all made alike."""
+    budgets = [arms for study in result["studies"].values() for arms in study["budgets"].values()]
+    options = [arms[OURS]["options"] for arms in budgets if "options" in arms[OURS]]
+    (steps,) = {item["prune"]["worth_steps"] for item in options}
+    return int(steps)
 
 
 def _table(network: str, seeds: list[Study]) -> Iterator[str]:

@@ -22,8 +22,9 @@ from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 5  # selections measured in a round before the LPNet is refitted
-# a plan gives accuracy away that is faster than this share of the budget, and than this of the aim
-WASTEFUL, AIMED = 0.97, 0.99
+# a plan gives accuracy away that is faster than this share of the budget, and than this of the aim:
+# 3 %, less the half percent by which two measurements of one plan differ
+WASTEFUL, AIMED = 0.975, 0.99
 
 
 def advised(floor: float) -> float:

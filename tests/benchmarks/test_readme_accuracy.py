@@ -14,7 +14,11 @@ FORM = {
 
 
 def arm(top1: float, ratio: float) -> dict[str, Any]:
-    return {"test": {"top1": top1, "ci95": [top1 - 0.01, top1 + 0.01]}, "ratio_to_dense": ratio}
+    return {
+        "test": {"top1": top1, "ci95": [top1 - 0.01, top1 + 0.01]},
+        "ratio_to_dense": ratio,
+        "options": {"prune": {"worth_steps": 70}},
+    }
 
 
 def study(ours: float, l1: float, uniform: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def text(*studies: dict[str, Any]) -> str:
 def test_one_seed_has_intervals_of_images() -> None:
     found = text(study(0.85, 0.86, arm(0.8, 0.47)))
     assert "| wgates | 85.00 (84.00 to 86.00) at 0.490x |" in found
+    assert "the plans that lose least are trained for 70 steps each" in found
     said = (
         "W-Gates is 1.00 points behind the best baseline (l1), 5.00 points ahead of the best "
         "without this selection (uniform), 5.00 points behind dense"
