@@ -67,7 +67,7 @@ def _trained(context: Context, model: nn.Module, data: ImageData, batch: int) ->
     with torch.random.fork_rng(drawing):
         torch.manual_seed(training.seed)  # of dropout
         for step, (images, labels) in enumerate(islice(chain.from_iterable(epochs), steps)):
-            set_rates(optimizer, step / steps)
+            set_rates(optimizer, step / steps, training.warmup)
             wrapped.zero_grad()
             images, labels = images.to(fabric.device), labels.to(fabric.device)
             with fabric.autocast():
