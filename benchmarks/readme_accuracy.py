@@ -13,6 +13,7 @@ OURS = "wgates"
 DENSE = "dense, same training"
 Study = dict[str, Any]  # of one seed
 Arms = dict[str, dict[int, dict[str, Any]]]  # arm -> seed -> its outcome
+FEW = 2  # variants, which are told one by one
 Leads = dict[str, list[float]]  # arm -> points of top-1 %, for each seed that both have
 
 
@@ -26,9 +27,11 @@ def variants(result: dict[str, Any]) -> str:
     form = result["protocol"]["form"]
     epochs = form["gate_epochs"] + form["finetune_epochs"]
     head = (
-        "W-Gates with one thing changed in each row. No block may go and a channel counts for one "
+        "W-Gates, and variants with one thing changed. No block may go and a channel counts for one "
         f"(`--worth count`), so that most groups have filters to choose; {epochs} epochs an arm, "
-        f"{form['finetune_epochs']} of them after pruning, in fp32; all else as above."
+        f"{form['finetune_epochs']} of them after pruning, in "
+        f"`{result['protocol']['train_precision']}`; all else as above. l1 and bn-scale: with that "
+        "score in the gates' place."
     )
     return "\n".join([head, *_tables(result), ""])
 
@@ -41,14 +44,15 @@ def _tables(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _protocol(result: dict[str, Any]) -> str:
-    form, steps = result["protocol"]["form"], _worth_steps(result)
+    protocol, steps = result["protocol"], _worth_steps(result)
+    form, precision = protocol["form"], protocol["train_precision"]
     gated, epochs = form["gate_epochs"], form["gate_epochs"] + form["finetune_epochs"]
     return (
         f"CIFAR-10 as JPEG, `ort-cpu`, one thread; padding shortcuts, so that widths inside of "
         f"residual blocks and whole blocks can go. {form['images']:,} training images, "
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
-        f"same images, the dense one's too: W-Gates prunes after {gated} of them, the others "
-        "before the first. Selected on validation (images that the given weights have seen), "
+        f"same images, the dense one's too, in `{precision}`: W-Gates prunes after {gated} of "
+        "them, the others before the first. Selected on validation (images that the given weights have seen), "
         "reported on test. l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
@@ -136,7 +140,7 @@ def _remarks(seeds: list[Study]) -> Iterator[str]:
         }
         told = [f"{_points(lead)} {name}" for name, lead in _beside(leads).items()]
         ours = {name: mean(tops.values()) for name, tops in met.items() if _is_variant(name)}
-        apart_by = _apart(ours) if len(ours) > 1 else ""
+        apart_by = _apart(ours) if len(ours) > FEW else ""
         yield f"- {budget}: W-Gates is {', '.join(told)}.{_alike(seeds, budget)}{apart_by}"
     arms = [_arms(seeds, budget).keys() for budget in _budgets(seeds)]
     if any(found != arms[0] for found in arms):
@@ -156,7 +160,7 @@ def _beside(leads: Leads) -> Leads:
     others = {name: lead for name, lead in leads.items() if name not in {DENSE, *ABLATIONS}}
     apart = {name: lead for name, lead in others.items() if name not in SELECTED}
     ablated = {name: lead for name, lead in leads.items() if name in ABLATIONS}
-    many = sum(map(_is_variant, ablated)) > 1
+    many = sum(map(_is_variant, ablated)) > FEW
     return (
         _least("baseline", others)
         | _least("without this selection", apart)

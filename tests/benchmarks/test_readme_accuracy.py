@@ -11,6 +11,7 @@ FORM = {
     "gate_epochs": 6,
     "finetune_epochs": 10,
 }
+PROTOCOL = {"form": FORM, "train_precision": "bf16-mixed"}
 
 
 def arm(top1: float, ratio: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def study(ours: float, l1: float, uniform: dict[str, Any]) -> dict[str, Any]:
 
 def text(*studies: dict[str, Any]) -> str:
     named = {f"net-seed{seed}": study for seed, study in enumerate(studies)}
-    return accuracy({"protocol": {"form": FORM}, "studies": named})
+    return accuracy({"protocol": PROTOCOL, "studies": named})
 
 
 def test_one_seed_has_intervals_of_images() -> None:
@@ -118,10 +119,15 @@ def test_arms_that_one_budget_has_not_are_told_from_those_without_a_plan() -> No
 
 def test_variants_of_w_gates_are_told_by_how_far_they_lie_apart() -> None:
     given = study(0.85, 0.84, arm(0.8, 0.47))
-    for name, top1 in (("wgates ste", 0.83), ("wgates tanh", 0.86), ("l1 by count", 0.85)):
+    for name, top1 in (
+        ("wgates ste", 0.83),
+        ("wgates drawn", 0.84),
+        ("wgates tanh", 0.86),
+        ("l1 by count", 0.85),
+    ):
         given["budgets"]["0.5x"][name] = arm(top1, 0.49)
-    found = variants({"protocol": {"form": FORM}, "studies": {"net-seed0": given}})
-    assert "16 epochs an arm, 10 of them after pruning" in found
+    found = variants({"protocol": PROTOCOL, "studies": {"net-seed0": given}})
+    assert "16 epochs an arm, 10 of them after pruning, in `bf16-mixed`" in found
     assert "| wgates tanh | 86.00 (85.00 to 87.00) at 0.490x |" in found
     said = (
         "5.00 points ahead of the best without this selection (uniform), 5.00 points behind "
