@@ -27,8 +27,9 @@ def variants(result: dict[str, Any]) -> str:
     form = result["protocol"]["form"]
     epochs = form["gate_epochs"] + form["finetune_epochs"]
     head = (
-        "W-Gates, and variants with one thing changed. No block may go and a channel counts for one "
-        f"(`--worth count`), so that most groups have filters to choose; {epochs} epochs an arm, "
+        "W-Gates, and variants with one thing changed. No block may go and a channel counts for "
+        "one (`--worth count`), so that most groups have filters to choose; "
+        f"{epochs} epochs an arm, "
         f"{form['finetune_epochs']} of them after pruning, in "
         f"`{result['protocol']['train_precision']}`; all else as above. l1 and bn-scale: with that "
         "score in the gates' place."
@@ -52,8 +53,9 @@ def _protocol(result: dict[str, Any]) -> str:
         f"residual blocks and whole blocks can go. {form['images']:,} training images, "
         f"{form['adapt_epochs']} epochs to adapt the given weights, then {epochs} for each arm, "
         f"same images, the dense one's too, in `{precision}`: W-Gates prunes after {gated} of "
-        "them, the others before the first. Selected on validation (images that the given weights have seen), "
-        "reported on test. l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
+        "them, the others before the first. Selected on validation (images that the given weights "
+        "have seen), reported on test. "
+        "l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
         "Before this selection, the plans that lose least are trained for "
