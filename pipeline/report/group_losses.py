@@ -8,6 +8,7 @@ from pipeline.report.documents import Document
 from pipeline.report.plots import ORANGE, Figure, axis, label_of, trace
 
 ROW, ROWS, MOST = 28, 130, 2400  # pixels: of a group, of all else, of the figure
+NARROW = 16  # groups beside each other whose names can be read in half a page
 SCALE: dict[str, Any] = {
     "colorscale": "Viridis",
     "showscale": True,
@@ -69,7 +70,7 @@ def plan_losses(found: Document, prune: Document) -> Figure:
         "Training loss of the dense network pruned to each plan that was asked as a whole, and of "
         "the best after a few steps of training; single: the plan that single losses lead to"
     )
-    return Figure("plan-losses", label, [heat], layout)
+    return Figure("plan-losses", label, [heat], layout, is_wide=len(full) > NARROW)
 
 
 def _row_of(rank: int, plan: Document) -> str:

@@ -35,6 +35,7 @@ class Figure:
     label: str
     traces: list[dict[str, Any]]
     layout: dict[str, Any]
+    is_wide: bool = False  # as wide as the page
 
     @property
     def height(self) -> int:
