@@ -79,7 +79,8 @@ class ClosedLoop:
         found: list[Round] = []
         rounds = self.solving.options.rounds
         for number in range(1, rounds + 1):
-            self.solving.learn(number, self._smooth, self.lpnet.predict_ms, self.aim_ms)
+            predicted = self.lpnet.predict_ms
+            self.solving.learn(number, self._smooth, predicted, self.aim_ms, self._fits)
             found += self._attempt(number)
             if any(item.met for item in found):
                 break
@@ -165,9 +166,15 @@ class ClosedLoop:
 
     def _cautious_ms(self) -> float:
         """The aim of a plan that meets the budget even where the LPNet errs as it is known to."""
+        if self.solving.plan_fits:
+            return self.aim_ms
         held_out = self.lpnet.held_out
         assert held_out is not None
         return min(self.aim_ms, self.limit.p50_ms / held_out.spread)
+
+    def _fits(self, plan: Plan) -> bool:
+        """Whether the closed loop would take a plan, asked before any training."""
+        return self._measure(1, 0, plan, bias=1.0).fits(self.least_ms)
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))

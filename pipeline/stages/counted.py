@@ -54,7 +54,7 @@ class CountLimit:
 
 def solve_counted(solving: Solving, limit: CountLimit) -> Round:
     """The plan whose count fits, checked exactly; its latency is measured to be known."""
-    solving.learn(1, lambda: limit.count, limit.count, limit.most)
+    solving.learn(1, lambda: limit.count, limit.count, limit.most, fits=lambda plan: True)
     plan = solving.propose(limit.count, limit.most)
     found = limit.count.at(plan.widths())
     if found > limit.most:

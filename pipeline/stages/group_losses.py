@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from calibration.widths import WidthVector
+from calibration.widths import Plan, WidthVector
 from pipeline.evaluation import batch_statistics
 from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
@@ -26,8 +27,10 @@ from pipeline.stages.short_training import losses_after_steps
 LOSSES, TOGETHER = "group-losses.json", "plan-losses.json"
 
 Found = TypeVar("Found")
-Answer = dict[str, Any]  # of a plan: variant, loss, after_steps, kept
-TRAINED = 4  # plans, for a few steps each
+Answer = dict[str, Any]  # of a plan: variant, loss, kept; of some: fits, after_steps
+Fits = Callable[[Plan], bool]  # whether a plan, measured, meets the budget and uses it
+# plans that are trained for a few steps each, and those that are measured at most to find them
+TRAINED, MEASURED = 4, 8
 
 
 def wants_losses(options: PruneOptions) -> bool:
@@ -36,14 +39,25 @@ def wants_losses(options: PruneOptions) -> bool:
     return options.worth == "loss" and chooses
 
 
-def group_losses(context: Context, model: nn.Module, selector: Selector, scores: Scores) -> Losses:
+@dataclass(frozen=True)
+class Subject:
+    """The dense model that is asked, cut to the plans that a selector and scores lead to."""
+
+    context: Context
+    model: nn.Module
+    selector: Selector
+    scores: Scores
+
+
+def group_losses(subject: Subject) -> Losses:
     """The dense model's losses, its best-scored channels kept; a resumed run reads them back."""
+    context, selector = subject.context, subject.selector
     path, groups = context.partial / LOSSES, selector.skeleton.groups
     if not path.exists():
         classes = len(data_of(context).card.classes)
         allowed = {group.name: selector.allowed(group) for group in groups.prunable}
         found = _probed(
-            *(context, model, selector, scores),
+            subject,
             lambda loss: measure_losses(
                 groups,
                 allowed,
@@ -56,59 +70,68 @@ def group_losses(context: Context, model: nn.Module, selector: Selector, scores:
     return Losses.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def weighed_together(
-    context: Context, model: nn.Module, selector: Selector, scores: Scores, aim: float
-) -> Worth:
+def weighed_together(subject: Subject, aim: float, fits: Fits) -> tuple[Worth, bool]:
     """The selector's worth, or a variant of it whose plan for `aim` loses less as a whole.
 
-    A few steps of training decide between the best. A resumed run reads back which it was.
+    And whether that plan is known to fit. A few steps of training decide between the best that do.
+    A resumed run reads back which it was.
     """
-    path = context.partial / TOGETHER
-    assert selector.measured is not None
-    groups, count = selector.skeleton.groups, context.options(PruneOptions).worth_plans
-    worths = variants(selector.measured, groups, count)
+    context, measured = subject.context, subject.selector.measured
+    path, groups = context.partial / TOGETHER, subject.selector.skeleton.groups
+    assert measured is not None
+    worths = variants(measured, groups, context.options(PruneOptions).worth_plans)
     if not path.exists():
-        answers = _asked(context, model, selector, scores, aim, worths)
+        answers = _asked(subject, aim, worths, fits)
         context.write_json(TOGETHER, {"groups": groups.names, "plans": answers})
     answers = json.loads(path.read_text(encoding="utf-8"))["plans"]
     best = min(answers, key=_lost, default=None)
     if best is None:  # there is no plan whose loss is a number
-        return selector.measured
+        return measured, False
     first = next((answer for answer in answers if answer["variant"] == 0), None)
     context.run.event("plans' losses", plans=len(answers), best=best, first=first)
     context.reporter.say(
         f"plans' losses, of {len(answers)} as a whole: best {_told(best)}"
         + (f", by single losses {_told(first)}" if first else "")
     )
-    return worths[int(best["variant"])]
+    return worths[int(best["variant"])], best.get("fits", False)
 
 
-def _asked(
-    context: Context,
-    model: nn.Module,
-    selector: Selector,
-    scores: Scores,
-    aim: float,
-    worths: Sequence[Worth],
-) -> list[Answer]:
+def _asked(subject: Subject, aim: float, worths: Sequence[Worth], fits: Fits) -> list[Answer]:
     """Each plan that a worth leads to and its loss; of the best also that after a few steps."""
+    context, selector, scores = subject.context, subject.selector, subject.scores
     progress = context.reporter.progress
     plans = candidates(selector, scores, aim, worths, functools.partial(progress, "plans to ask"))
     found = _probed(
-        *(context, model, selector, scores),
-        lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses")),
+        subject, lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses"))
     )
-    after: dict[WidthVector, float] = {}
-    if context.options(PruneOptions).worth_steps:
-        best = sorted(found, key=lambda widths: found[widths])[:TRAINED]
-        told = functools.partial(progress, "plans trained for a few steps")
-        losses = losses_after_steps(context, model, selector, scores, best, told)
-        after = dict(zip(best, losses, strict=True))
-    return [
-        {"variant": plans[widths], "loss": loss, "kept": widths.kept}
-        | ({"after_steps": after[widths]} if math.isfinite(after.get(widths, math.inf)) else {})
+    answers: dict[WidthVector, Answer] = {
+        widths: {"variant": plans[widths], "loss": loss, "kept": widths.kept}
         for widths, loss in found.items()
-    ]
+    }
+    if context.options(PruneOptions).worth_steps:
+        best = _to_train(answers, lambda widths: fits(selector.plan(scores, widths.kept)))
+        told = functools.partial(progress, "plans trained for a few steps")
+        losses = losses_after_steps(context, subject.model, selector, scores, best, told)
+        for widths, loss in zip(best, losses, strict=True):
+            answers[widths] |= {"after_steps": loss} if math.isfinite(loss) else {}
+    return list(answers.values())
+
+
+def _to_train(
+    answers: Mapping[WidthVector, Answer], fits: Callable[[WidthVector], bool]
+) -> list[WidthVector]:
+    """The best that fit: one that the closed loop would give up need not win.
+
+    If none does, the best: what the closed loop then turns to is near them.
+    """
+    best_first = sorted(answers, key=lambda widths: answers[widths]["loss"])
+    found: list[WidthVector] = []
+    for widths in best_first[:MEASURED]:
+        if len(found) == TRAINED:
+            break
+        answers[widths]["fits"] = fits(widths)
+        found += [widths] if answers[widths]["fits"] else []
+    return found or best_first[:TRAINED]
 
 
 def _lost(answer: Answer) -> tuple[float, float]:
@@ -121,14 +144,9 @@ def _told(answer: Answer) -> str:
     return f"{answer['loss']:.3f}" + ("" if after is None else f" ({after:.3f} after a few steps)")
 
 
-def _probed(
-    context: Context,
-    model: nn.Module,
-    selector: Selector,
-    scores: Scores,
-    ask: Callable[[Callable[[WidthVector], float]], Found],
-) -> Found:
+def _probed(subject: Subject, ask: Callable[[Callable[[WidthVector], float]], Found]) -> Found:
     """What `ask` finds with a function that gives the training loss at some widths."""
+    context, model, selector = subject.context, subject.model, subject.selector
     groups, data, fabric = selector.skeleton.groups, data_of(context), fabric_of(context.run)
     training = context.run.options("prepare", PrepareOptions)
     model.to(fabric.device)
@@ -142,7 +160,7 @@ def _probed(
         parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
         def loss(widths: WidthVector) -> float:
-            plan = selector.plan(scores, widths.kept)
+            plan = selector.plan(subject.scores, widths.kept)
             with torch.no_grad(), fabric.autocast(), masked(model, groups, plan):
                 lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
             return float(torch.stack(lost).sum()) / len(images)

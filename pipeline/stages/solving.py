@@ -43,7 +43,13 @@ from pipeline.stages.common import (
     skeleton_of,
     trainer_of,
 )
-from pipeline.stages.group_losses import group_losses, wants_losses, weighed_together
+from pipeline.stages.group_losses import (
+    Fits,
+    Subject,
+    group_losses,
+    wants_losses,
+    weighed_together,
+)
 from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
 from pipeline.training import Course, Epoch, Trainer, decayed, sgd
@@ -82,19 +88,20 @@ class Solving:
         self.pruner = self._pruner()
         self.solving_epochs = self.pruner.solving_epochs(self.options.gate_epochs)
         self._worth: Worth | None = None
+        self.plan_fits = False  # whether the plan that it leads to was measured, and is as wished
         if wants_losses(self.options):
             self._worth = self._by_loss()
 
-    def learn(self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float) -> None:
+    def learn(
+        self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float, fits: Fits
+    ) -> None:
         """Let the method learn; later rounds start where the last one ended and take an epoch.
 
         `smooth` makes, on the training's device, what gates can follow of the cost. Before any
         training, the losses of whole plans settle what groups are worth.
         """
         if number == 1 and self._worth is not None and self.options.worth_plans > 1:
-            self._worth = weighed_together(
-                self.context, self.model, self._selector(cost), self.pruner.scores(), aim
-            )
+            self._worth, self.plan_fits = weighed_together(self._subject(cost), aim, fits)
         if self.solving_epochs == 0:  # a baseline that needs no training to decide
             return
         label = "gates" if number == 1 else f"gates round {number}"
@@ -120,9 +127,11 @@ class Solving:
 
     def _by_loss(self) -> Worth:
         """Of the model as it is before any training of its gates."""
-        selector, scores = self._selector(self.lpnet.predict_ms), self.pruner.scores()
-        found = group_losses(self.context, self.model, selector, scores)
-        return found.worth(self.skeleton.groups, scores)
+        subject = self._subject(self.lpnet.predict_ms)
+        return group_losses(subject).worth(self.skeleton.groups, subject.scores)
+
+    def _subject(self, cost: Cost) -> Subject:
+        return Subject(self.context, self.model, self._selector(cost), self.pruner.scores())
 
     def _steps(self) -> Mapping[str, int]:
         """Measured width steps, by group; none where the budget counts every channel."""

@@ -65,9 +65,11 @@ class Bench:
         run = SimpleNamespace(event=lambda kind, **values: None)
         self.context = SimpleNamespace(run=run, reporter=SimpleNamespace(say=lambda text: None))
         self.learned: list[float] = []
+        self.asks = self.plan_fits = False  # the plan for the aim is measured before any training
         self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
 
-    def learn(self, number: int, smooth: Any, cost: Any, aim: float) -> None:
+    def learn(self, number: int, smooth: Any, cost: Any, aim: float, fits: Any) -> None:
+        self.plan_fits = self.asks and fits(self.propose(cost, aim))
         self.learned.append(aim)
 
     def propose(self, cost: Cost, aim: float, **without: Any) -> Plan:
@@ -197,6 +199,17 @@ def test_first_plan_leaves_room_for_what_the_lpnet_is_known_to_err_by(factor: fl
     assert WASTEFUL * 5.0 <= rounds[-1].measured_ms <= 5.0
     # gates learn for the plan that is wished for
     assert bench.learned == [(1 - bench.options.margin) * 5.0]
+
+
+@pytest.mark.parametrize("factor", [0.93, 1.0])
+def test_a_plan_that_is_known_to_fit_leaves_no_such_room(factor: float) -> None:
+    bench = Bench(factor, spread=1.1)
+    bench.asks = True
+    rounds = loop_of(bench, 5.0).run()
+    fits = factor == 1.0
+    assert bench.plan_fits == fits
+    assert rounds[0].predicted_ms == pytest.approx(4.925 if fits else 5.0 / 1.1, rel=0.01)
+    assert (len(rounds) == 1) == fits
 
 
 def test_least_widths_that_are_too_slow_stop_before_any_training() -> None:

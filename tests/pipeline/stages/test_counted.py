@@ -80,7 +80,7 @@ class Bench:
         self.learned: list[tuple[int, Any, float]] = []
         self.timed: list[WidthVector] = []
 
-    def learn(self, number: int, smooth: Any, cost: Any, aim: float) -> None:
+    def learn(self, number: int, smooth: Any, cost: Any, aim: float, fits: Any) -> None:
         self.learned.append((number, cost, aim))
 
     def propose(self, cost: Any, aim: float) -> Plan:

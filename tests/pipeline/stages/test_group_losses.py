@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from torch import nn
 
+from calibration.widths import WidthVector
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import Selector
 from pipeline.pruning.together import variants
 from pipeline.pruning.worth import Worth, by_count
 from pipeline.run import Context
-from pipeline.stages.group_losses import TOGETHER, wants_losses, weighed_together
+from pipeline.stages.group_losses import (
+    MEASURED,
+    TOGETHER,
+    TRAINED,
+    Subject,
+    _to_train,
+    wants_losses,
+    weighed_together,
+)
 
 from ...calibration.chain import chain
 
@@ -45,7 +54,9 @@ def answered(tmp_path: Path, *answers: dict[str, Any]) -> tuple[Worth, list[Wort
     )
     worth = by_count(scores)
     selector = Selector(skeleton, lambda kept: kept.sum(1), 16, measured=worth)
-    found = weighed_together(cast("Context", context), nn.Identity(), selector, scores, 64.0)
+    subject = Subject(cast("Context", context), nn.Identity(), selector, scores)
+    found, fits = weighed_together(subject, 64.0, lambda plan: pytest.fail("was asked already"))
+    assert fits == any(answer.get("fits") for answer in answers)
     return found, variants(worth, skeleton.groups, PruneOptions().worth_plans)
 
 
@@ -57,7 +68,7 @@ def test_a_few_steps_decide_between_the_best(tmp_path: Path) -> None:
     found, asked = answered(
         tmp_path,
         {"variant": 0, "loss": 2.0, "after_steps": 0.9},
-        {"variant": 3, "loss": 2.1, "after_steps": 0.7},
+        {"variant": 3, "loss": 2.1, "after_steps": 0.7, "fits": True},
         {"variant": 5, "loss": 2.2},
     )
     assert same(found, asked[3])
@@ -71,3 +82,23 @@ def test_without_steps_the_loss_itself_decides(tmp_path: Path) -> None:
 def test_where_no_plan_has_a_loss_the_single_losses_decide(tmp_path: Path) -> None:
     found, asked = answered(tmp_path)
     assert same(found, asked[0])
+
+
+def told(*losses: float) -> dict[WidthVector, dict[str, Any]]:
+    return {WidthVector(("conv",), (8 * n,)): {"loss": x} for n, x in enumerate(losses, 1)}
+
+
+def test_plans_that_fit_are_trained_the_best_first() -> None:
+    answers = told(2.0, 1.0, 3.0, 1.5, 1.2, 1.1, 1.4)
+    slow = WidthVector(("conv",), (16,)), WidthVector(("conv",), (40,))
+    found = _to_train(answers, lambda widths: widths not in slow)
+    assert [answers[widths]["loss"] for widths in found] == [1.1, 1.4, 1.5, 2.0]
+    fits = [answer.get("fits") for answer in answers.values()]
+    assert fits == [True, False, None, True, False, True, True]  # none is measured for nothing
+
+
+def test_where_no_plan_fits_the_best_are_trained() -> None:
+    answers = told(*range(MEASURED + 2))
+    found = _to_train(answers, lambda widths: False)
+    assert [answers[widths]["loss"] for widths in found] == list(range(TRAINED))
+    assert sum("fits" in answer for answer in answers.values()) == MEASURED
