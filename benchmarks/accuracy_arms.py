@@ -32,6 +32,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates detached": Arm(("--detach-gate-input",)),
     "wgates half the gate epochs": Arm(gates=0.5),
     "wgates twice the gate epochs": Arm(gates=2.0),
+    "wgates at once": Arm(("--ramp-share", "0")),
     "wgates live half": Arm(("--live-share", "50%")),
     "wgates live nine tenths": Arm(("--live-share", "90%")),
     "wgates no gate distillation": Arm(("--gate-distill", "0")),

@@ -196,6 +196,12 @@ class PruneOptions:
         above=0,
         most=1,
     )
+    ramp_share: Share = option(
+        Share(0.6),
+        "share of these over which the aim falls from dense to the budget; 0: it is there at once",
+        least=0,
+        most=1,
+    )
     gate_lr: float = option(1.0, "speed of the gates, whatever the training's length", least=0)
     weight_lr: float = option(
         0.05,

@@ -13,7 +13,6 @@ from torch import Tensor
 from pipeline.pruning.select import Cost, Selector
 
 FAIR = 0.03  # excess that the multiplier learns from
-RAMP = 0.6  # share of the gated steps over which the aim falls from dense to the budget
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Aim:
-    """What the cost may be: with `ramp` it falls from the dense network's over the first steps.
+    """What the cost may be: it may fall from the dense network's over the first steps.
 
     A bound that is violated by little at all times lets the task choose which gates close; one
     violated by much closes whole groups at once.
@@ -35,11 +34,11 @@ class Aim:
 
     dense: float
     last: float
-    ramp: bool = True
+    ramp: float = 0.0  # share of the gated steps that it falls over
 
     def at(self, share: float) -> float:
         """After `share` of the gated steps."""
-        fallen = min(1.0, share / RAMP) if self.ramp else 1.0
+        fallen = min(1.0, share / self.ramp) if self.ramp else 1.0
         return self.dense + fallen * (self.last - self.dense)
 
 

@@ -56,6 +56,7 @@ class GateSettings:
     mode: BudgetMode = "projection"
     alpha: float = 1.0  # of the penalty
     live_share: float = 2 / 3  # of the gate epochs; later gates only flicker, so masks are fixed
+    ramp_share: float = 0.6  # of the gated steps; the aim falls to the budget over them
     min_width: float = 0.0  # least share of a group's channels
 
 
@@ -91,7 +92,7 @@ class WGates:
     def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
 
-        With `ramp` the aim falls from the dense network's cost to the goal's over the first steps.
+        With `ramp` the aim may fall from the dense network's cost to the goal's.
         """
         total = max(1, trainer.recipe.epochs * trainer.steps_per_epoch)
         self.trained.to(trainer.fabric.device)
@@ -189,16 +190,17 @@ class WGates:
 
     def _term(self, goal: Goal, trainer: Trainer, steps: int, *, ramp: bool) -> CostTerm:
         settings, full = self.settings, [self.skeleton.groups.full().kept]
+        falls = settings.ramp_share if ramp else 0.0
         if settings.mode == "projection":
             hold = functools.partial(self._hold, replace(goal.selector, exchanges=1, gains=GAINS))
             dense = float(goal.selector.price(np.array(full, float))[0])
-            return Projection(hold, Aim(dense, goal.aim, ramp), steps=steps)
+            return Projection(hold, Aim(dense, goal.aim, falls), steps=steps)
         cost = goal.smooth()
         dense = float(cost(torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)))
         if settings.mode == "penalty":
             return Penalty(cost, settings.alpha, dense=dense)
         gain, dual_step = GAIN / max(settings.gate_lr, 1e-12), settings.dual_lr * _pace(steps)
-        return Bound(cost, Aim(dense, goal.aim, ramp), gain=gain, dual_step=dual_step)
+        return Bound(cost, Aim(dense, goal.aim, falls), gain=gain, dual_step=dual_step)
 
     def _optimizer(self, pace: float) -> torch.optim.Optimizer:
         settings = self.settings

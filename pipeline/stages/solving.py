@@ -233,5 +233,6 @@ def _settings(
         mode=options.budget_mode,
         alpha=options.alpha,
         live_share=options.live_share,
+        ramp_share=options.ramp_share,
         min_width=options.min_width,
     )

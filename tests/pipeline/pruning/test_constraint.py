@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibration.counts import Count
 from calibration.skeleton import Skeleton
-from pipeline.pruning.constraint import FAIR, RAMP, Aim, Bound, Penalty
+from pipeline.pruning.constraint import FAIR, Aim, Bound, Penalty
 
 from ...calibration.chain import chain
 
@@ -22,7 +22,7 @@ def plane(kept: Tensor) -> Tensor:
 
 
 def bound(aim: float, *, gain: float = 0.0) -> Bound:
-    return Bound(plane, Aim(8.0, aim), gain=gain, dual_step=0.5)
+    return Bound(plane, Aim(8.0, aim, 0.6), gain=gain, dual_step=0.5)
 
 
 def widths() -> Tensor:
@@ -70,7 +70,7 @@ def test_the_multiplier_climbs_by_the_relative_excess_as_far_as_it_counts(
 
 
 @pytest.mark.parametrize(
-    ("share", "aim"), [(0.0, 8.0), (RAMP / 2, 6.0), (RAMP, 4.0), (0.9, 4.0), (1.0, 4.0)]
+    ("share", "aim"), [(0.0, 8.0), (0.3, 6.0), (0.6, 4.0), (0.9, 4.0), (1.0, 4.0)]
 )
 def test_the_aim_falls_from_dense_and_then_stays(share: float, aim: float) -> None:
     term = bound(4.0)
@@ -79,7 +79,7 @@ def test_the_aim_falls_from_dense_and_then_stays(share: float, aim: float) -> No
 
 
 def test_an_aim_without_a_ramp_is_there_from_the_start() -> None:
-    assert Aim(8.0, 4.0, ramp=False).at(0.0) == 4.0
+    assert Aim(8.0, 4.0).at(0.0) == 4.0
 
 
 def test_the_penalty_is_the_papers() -> None:
@@ -99,7 +99,7 @@ def test_under_a_count_the_gradient_is_the_exact_slope(make: Callable[[Skeleton]
     count = make(skeleton)
     kept = torch.tensor([[12.0, 24.0, 9.0]], requires_grad=True)
     aim = float(count(kept).detach()) / 2
-    term = Bound(count, Aim(2 * aim, aim), gain=0.0, dual_step=0.5)
+    term = Bound(count, Aim(2 * aim, aim, 0.6), gain=0.0, dual_step=0.5)
     term.multiplier = 3.0
     loss = term.loss(kept, 1.0)
     assert float(loss.detach()) == pytest.approx(3.0)

@@ -22,12 +22,13 @@ def test_every_option_of_the_gates_reaches_them() -> None:
         budget_mode="penalty",
         alpha=3.0,
         live_share=Share(0.5),
+        ramp_share=Share(0.3),
         min_width=Share(0.25),
     )
     found = _settings(options, PrepareOptions(weight_decay=1e-3), {"conv1": 16})
     assert (found.gate_lr, found.weight_lr, found.weight_decay) == (0.5, 0.03, 1e-3)
     assert (found.dual_lr, found.mode, found.alpha) == (0.7, "penalty", 3.0)
-    assert (found.live_share, found.min_width) == (0.5, 0.25)
+    assert (found.live_share, found.ramp_share, found.min_width) == (0.5, 0.3, 0.25)
     form = found.form
     assert (form.surrogate, form.start, form.detach_input) == ("tanh", "drawn", True)
     assert form.steps == {"conv1": 16}
