@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from calibration.errors import CandidateLostError
 from calibration.lpnet import fit_lpnet, fit_once
 from calibration.measure import measure_all
 from calibration.sampling import near
@@ -174,7 +175,10 @@ class ClosedLoop:
 
     def _fits(self, plan: Plan) -> bool:
         """Whether the closed loop would take a plan, asked before any training."""
-        return self._measure(1, 0, plan, bias=1.0).fits(self.least_ms)
+        try:
+            return self._measure(1, 0, plan, bias=1.0).fits(self.least_ms)
+        except CandidateLostError:  # others may not be
+            return False
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calibration.cliffs import snapping, step_maps
 from calibration.database import LatencyDatabase, LatencyRecord
-from calibration.errors import MeasuringError
+from calibration.errors import CandidateLostError
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
@@ -153,7 +153,7 @@ class Solving:
         found = [record for record in proposed if record.widths == widths]
         if not found:
             lost = self.plans.lost(sha256, fingerprint)
-            raise MeasuringError(
+            raise CandidateLostError(
                 f"the network of the plan cannot be measured: it {lost[widths]}",
                 fix="try another --margin or --min-width, so that another plan is taken",
             )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from calibration.counts import Count
+from calibration.errors import CandidateLostError
 from calibration.lpnet import LPNet
 from calibration.widths import Plan, WidthVector
 from pipeline.budget import Budget
@@ -210,6 +211,27 @@ def test_a_plan_that_is_known_to_fit_leaves_no_such_room(factor: float) -> None:
     assert bench.plan_fits == fits
     assert rounds[0].predicted_ms == pytest.approx(4.925 if fits else 5.0 / 1.1, rel=0.01)
     assert (len(rounds) == 1) == fits
+
+
+class Hanging(Bench):
+    """What is asked before any training cannot be measured."""
+
+    def learn(self, *args: Any) -> None:
+        self.hangs = True
+        super().learn(*args)
+        self.hangs = False
+
+    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
+        if self.hangs:
+            raise CandidateLostError("it hung", fix="try another")
+        return super().measured(widths, between)
+
+
+def test_a_plan_that_cannot_be_measured_does_not_fit() -> None:
+    bench = Hanging(1.0)
+    bench.asks = True
+    assert loop_of(bench, 5.0).run()[-1].met
+    assert not bench.plan_fits
 
 
 def test_least_widths_that_are_too_slow_stop_before_any_training() -> None:
