@@ -31,8 +31,7 @@ def variants(result: dict[str, Any]) -> str:
         "one (`--worth count`), so that most groups have filters to choose; "
         f"{epochs} epochs an arm, "
         f"{form['finetune_epochs']} of them after pruning, in "
-        f"`{result['protocol']['train_precision']}`; all else as above. l1 and bn-scale: with that "
-        "score in the gates' place."
+        f"`{result['protocol']['train_precision']}`; all else as above."
     )
     return "\n".join([head, *_tables(result), ""])
 
@@ -106,8 +105,12 @@ def _cell(outcomes: list[dict[str, Any]], seeds: int) -> str:
         return "no plan met it" if outcomes else "–"
     ratio = mean(item["ratio_to_dense"] for item in done)
     missed = len(outcomes) - len(done)
-    fewer = f"; {len(outcomes)} of {seeds} seeds" if len(outcomes) < seeds else ""
+    fewer = f"; {_seeds(len(outcomes))}" if len(outcomes) < seeds else ""
     return f"{_top1(done)} at {ratio:.3f}x{f'; {missed} missed it' if missed else ''}{fewer}"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def _top1(outcomes: list[dict[str, Any]]) -> str:

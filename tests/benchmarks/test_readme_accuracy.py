@@ -64,7 +64,7 @@ def test_leads_are_of_the_seeds_that_both_have() -> None:
     more["budgets"]["0.8x"] = {"wgates": arm(0.88, 0.79)}
     more["made"]["0.8x"] = {"device": "a CPU"}
     found = text(study(0.86, 0.84, arm(0.8, 0.47)), more)
-    assert "| uniform | – | 80.00 (79.00 to 81.00) at 0.470x; 1 of 2 seeds |" in found
+    assert "| uniform | – | 80.00 (79.00 to 81.00) at 0.470x; 1 seed |" in found
     assert "1.00 points (-4.00 to +2.00) behind the best baseline (l1), 6.00 points ahead" in found
     assert "- 0.8x: W-Gates is 2.00 points behind dense." in found
 
