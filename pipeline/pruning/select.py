@@ -58,8 +58,8 @@ class Selector:
     exchanges: int = 20  # at most; each makes the plan worth more
     gains: float = 1e-3  # share of a plan's worth below which an exchange is not worth its noise
     ties: float = 5e-3  # share of the dense network's worth that scores do not tell apart
-    known: Collection[WidthVector] = ()  # not to be chosen again if another plan is priced so:
-    least: float = 0.0  # of the price
+    known: Collection[WidthVector] = ()  # left for others that are worth about as much
+    least: float = 0.0  # what such another plan is priced at least
 
     def choose(
         self,
