@@ -67,8 +67,9 @@ def plan_losses(found: Document, prune: Document) -> Figure:
         | {"autorange": "reversed", "automargin": True, "type": "category"},
     }
     label = (
-        "Training loss of the dense network pruned to each plan that was asked as a whole, and of "
-        "the best after a few steps of training; single: the plan that single losses lead to"
+        "Training loss of the dense network pruned to each plan that was asked as a whole, and "
+        "after a few steps of training that of the best which, measured, use the budget; "
+        "single: the plan that single losses lead to"
     )
     return Figure("plan-losses", label, [heat], layout, is_wide=len(full) > NARROW)
 
