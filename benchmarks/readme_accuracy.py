@@ -57,7 +57,7 @@ def _protocol(result: dict[str, Any]) -> str:
         "l1, group-norm and bn-scale: LPNet, losses, selection and closed loop "
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
-        "Before this selection, the plans that lose least are trained for "
+        "In W-Gates' selection the plans that lose least are trained for "
         f"{steps} steps each (`--worth-steps`) beside these epochs, and not kept; "
         "without steps: the loss before any training decides. "
         "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
@@ -143,9 +143,14 @@ def _remarks(seeds: list[Study]) -> Iterator[str]:
             for name, tops in met.items()
             if name != OURS and met[OURS].keys() & tops
         }
-        told = [f"{_points(lead)} {name}" for name, lead in _beside(leads).items()]
-        ours = {name: mean(tops.values()) for name, tops in met.items() if _is_variant(name)}
-        apart_by = _apart(ours) if len(ours) > FEW else ""
+        ours = {
+            name: mean(tops.values())
+            for name, tops in met.items()
+            if name in ABLATIONS and name.startswith(OURS)
+        }
+        many = len(ours) > FEW
+        told = [f"{_points(lead)} {name}" for name, lead in _beside(leads, many).items()]
+        apart_by = _apart(ours) if many else ""
         yield f"- {budget}: W-Gates is {', '.join(told)}.{_alike(seeds, budget)}{apart_by}"
     arms = [_arms(seeds, budget).keys() for budget in _budgets(seeds)]
     if any(found != arms[0] for found in arms):
@@ -160,22 +165,17 @@ def _remarks(seeds: list[Study]) -> Iterator[str]:
     )
 
 
-def _beside(leads: Leads) -> Leads:
-    """Those to be told: over the best baselines, over ablations if they are few, over dense."""
+def _beside(leads: Leads, many: bool) -> Leads:
+    """Those to be told: over the best baselines, ablations unless there are many, and dense."""
     others = {name: lead for name, lead in leads.items() if name not in {DENSE, *ABLATIONS}}
     apart = {name: lead for name, lead in others.items() if name not in SELECTED}
     ablated = {name: lead for name, lead in leads.items() if name in ABLATIONS}
-    many = sum(map(_is_variant, ablated)) > FEW
     return (
         _least("baseline", others)
         | _least("without this selection", apart)
         | ({} if many else ablated)
         | {"dense": leads[DENSE]}
     )
-
-
-def _is_variant(name: str) -> bool:
-    return name in ABLATIONS and name.startswith(OURS)
 
 
 def _least(kind: str, leads: Leads) -> Leads:

@@ -48,6 +48,10 @@ class Subject:
     selector: Selector
     scores: Scores
 
+    def plan(self, widths: WidthVector) -> Plan:
+        """The best-scored channels at these widths."""
+        return self.selector.plan(self.scores, widths.kept)
+
 
 def group_losses(subject: Subject) -> Losses:
     """The dense model's losses, its best-scored channels kept; a resumed run reads them back."""
@@ -98,9 +102,10 @@ def weighed_together(subject: Subject, aim: float, fits: Fits) -> tuple[Worth, b
 
 def _asked(subject: Subject, aim: float, worths: Sequence[Worth], fits: Fits) -> list[Answer]:
     """Each plan that a worth leads to and its loss; of the best also that after a few steps."""
-    context, selector, scores = subject.context, subject.selector, subject.scores
+    context, selector = subject.context, subject.selector
     progress = context.reporter.progress
-    plans = candidates(selector, scores, aim, worths, functools.partial(progress, "plans to ask"))
+    told = functools.partial(progress, "plans to ask")
+    plans = candidates(selector, subject.scores, aim, worths, told)
     found = _probed(
         subject, lambda loss: asked(plans, loss, functools.partial(progress, "plans' losses"))
     )
@@ -109,9 +114,12 @@ def _asked(subject: Subject, aim: float, worths: Sequence[Worth], fits: Fits) ->
         for widths, loss in found.items()
     }
     if context.options(PruneOptions).worth_steps:
-        best = _to_train(answers, lambda widths: fits(selector.plan(scores, widths.kept)))
-        told = functools.partial(progress, "plans trained for a few steps")
-        losses = losses_after_steps(context, subject.model, selector, scores, best, told)
+        best = _to_train(answers, lambda widths: fits(subject.plan(widths)))
+        losses = losses_after_steps(
+            *(context, subject.model, selector.skeleton.groups),
+            [subject.plan(widths) for widths in best],
+            functools.partial(progress, "plans trained for a few steps"),
+        )
         for widths, loss in zip(best, losses, strict=True):
             answers[widths] |= {"after_steps": loss} if math.isfinite(loss) else {}
     return list(answers.values())
@@ -130,7 +138,8 @@ def _to_train(
         if len(found) == TRAINED:
             break
         answers[widths]["fits"] = fits(widths)
-        found += [widths] if answers[widths]["fits"] else []
+        if answers[widths]["fits"]:
+            found.append(widths)
     return found or best_first[:TRAINED]
 
 
@@ -146,8 +155,8 @@ def _told(answer: Answer) -> str:
 
 def _probed(subject: Subject, ask: Callable[[Callable[[WidthVector], float]], Found]) -> Found:
     """What `ask` finds with a function that gives the training loss at some widths."""
-    context, model, selector = subject.context, subject.model, subject.selector
-    groups, data, fabric = selector.skeleton.groups, data_of(context), fabric_of(context.run)
+    context, model, groups = subject.context, subject.model, subject.selector.skeleton.groups
+    data, fabric = data_of(context), fabric_of(context.run)
     training = context.run.options("prepare", PrepareOptions)
     model.to(fabric.device)
     images, labels = (
@@ -160,7 +169,7 @@ def _probed(subject: Subject, ask: Callable[[Callable[[WidthVector], float]], Fo
         parts = list(zip(images.chunk(batches), labels.chunk(batches), strict=True))
 
         def loss(widths: WidthVector) -> float:
-            plan = selector.plan(subject.scores, widths.kept)
+            plan = subject.plan(widths)
             with torch.no_grad(), fabric.autocast(), masked(model, groups, plan):
                 lost = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
             return float(torch.stack(lost).sum()) / len(images)

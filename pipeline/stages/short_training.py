@@ -17,13 +17,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from calibration.widths import WidthVector
+from calibration.widths import ChannelGroups, Plan
 from pipeline.data.base import ImageData
 from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
-from pipeline.pruning.select import Selector
-from pipeline.pruning.worth import Scores
 from pipeline.run import Context
 from pipeline.stages.common import data_of, fabric_of
 from pipeline.training import decayed, set_rates, sgd
@@ -32,22 +30,21 @@ from pipeline.training import decayed, set_rates, sgd
 def losses_after_steps(
     context: Context,
     model: nn.Module,
-    selector: Selector,
-    scores: Scores,
-    widths: Sequence[WidthVector],
+    groups: ChannelGroups,
+    plans: Sequence[Plan],
     on_done: Callable[[int, int], None],
 ) -> list[float]:
     """The mean training loss of each over the last quarter of --worth-steps; inf if it diverged."""
     training = context.run.options("prepare", PrepareOptions)
-    groups, data = selector.skeleton.groups, data_of(context).on(fabric_of(context.run).device)
+    data = data_of(context).on(fabric_of(context.run).device)
 
     def losses(at_once: int) -> list[float]:
         found = []
-        for number, kept in enumerate(widths, 1):
-            trained, plan = copy.deepcopy(model), selector.plan(scores, kept.kept)
+        for number, plan in enumerate(plans, 1):
+            trained = copy.deepcopy(model)
             with masked(trained, groups, plan):
                 found.append(_trained(context, trained, data, at_once))
-            on_done(number, len(widths))
+            on_done(number, len(plans))
         return found
 
     with memory_told("for plans' losses"):

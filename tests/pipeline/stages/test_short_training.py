@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from calibration.counts import Count
-from calibration.widths import WidthVector
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
@@ -40,9 +39,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
             options=lambda cls: PruneOptions(**options),
         )
         done: list[tuple[int, int]] = []
-        widths = [WidthVector(skeleton.groups.names, one) for one in kept]
+        plans = [selector.plan(scores, one) for one in kept]
         found = losses_after_steps(
-            *(cast("Context", context), model, selector, scores, widths),
+            *(cast("Context", context), model, skeleton.groups, plans),
             lambda number, total: done.append((number, total)),
         )
         assert done == [(number, len(kept)) for number in range(1, len(kept) + 1)]
