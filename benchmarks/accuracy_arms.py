@@ -42,6 +42,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
     # W-Gates' channels, all epochs after pruning: what the choice does without the gated training
     "wgates plan from the start": Arm(gates=0.0, plan_of="wgates"),
+    # ... and what the course of the learning rate does: the gated epochs behind the plan's masks
+    "wgates plan on masks": Arm(plan_of="wgates"),
     "wgates by count": Arm(("--worth", "count")),
     "wgates by single losses": Arm(("--worth-plans", "1")),
     "wgates without steps": Arm(("--worth-steps", "0")),
@@ -49,6 +51,8 @@ ABLATIONS: dict[str, Arm] = {
     "bn-scale without steps": Arm(("--method", "bn-scale", "--worth-steps", "0"), gates=0.0),
     "l1 by count": Arm(("--method", "l1", "--worth", "count"), gates=0.0),
     "wgates slow": Arm(("--gate-lr", "0.3")),
+    "wgates still": Arm(("--gate-lr", "0")),
+    "wgates weights slower": Arm(("--weight-lr", "0.02")),
 }
 
 
@@ -83,7 +87,7 @@ FORMS = {
     "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
     "thin": Form(
-        ("resnet20",), 1, 10_000, 3, 3, 2, budgets=(0.65,), remove_blocks=False, worth="count"
+        ("resnet20",), 1, 10_000, 3, 3, 9, budgets=(0.65,), remove_blocks=False, worth="count"
     ),
     "trial": Form(("resnet20",), 1, 512, 1, 2, 1, samples=40, processes=2, budgets=(0.8,)),
 }
