@@ -9,7 +9,9 @@ from typing import Any
 from calibration.widths import Plan
 
 NARROW = 0.002  # aims that lie so near to each other are one
-SAFE = 0.99  # of the budget: a slower plan may miss it when verify measures it, after all training
+# of the budget: a slower plan may miss it when verify measures it, after all training. Measured
+# again, alone on the machine, 13 plans came to -1.1 to +0.2 % of what the closed loop had seen
+SAFE = 0.995
 
 
 @dataclass(frozen=True)
