@@ -86,6 +86,8 @@ class Form:
 FORMS = {
     "full": Form(("resnet20", "resnet56"), 3, 45_000, 5, 20, 40),
     "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
+    # as many epochs as `pipeline run` takes where nothing else is asked for
+    "long": Form(("resnet20",), 1, 10_000, 3, 12, 30, budgets=(0.65,)),
     # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
     "thin": Form(
         ("resnet20",), 1, 10_000, 3, 3, 9, budgets=(0.65,), remove_blocks=False, worth="count"
