@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, variants
+from benchmarks.readme_accuracy import accuracy, longer, variants
 from benchmarks.readme_budgets import budgets
 from benchmarks.readme_calibration import calibration
 from benchmarks.readme_check import check
@@ -48,6 +48,7 @@ def render(text: str) -> str:
         ("calibration", ("calibration.json", "candidates.json", "fleet.json"), calibration),
         ("check", ("check.json",), check),
         ("accuracy", ("accuracy.json",), accuracy),
+        ("longer", ("accuracy-long.json",), longer),
         ("variants", ("accuracy-thin.json",), variants),
         ("coverage", ("coverage.json",), coverage),
         ("budgets", ("budgets.json",), budgets),

@@ -36,6 +36,18 @@ def variants(result: dict[str, Any]) -> str:
     return "\n".join([head, *_tables(result), ""])
 
 
+def longer(result: dict[str, Any]) -> str:
+    """Tables of a study with the epochs of the defaults."""
+    form = result["protocol"]["form"]
+    head = (
+        f"With the epochs of the defaults, {form['gate_epochs']} with gates and "
+        f"{form['finetune_epochs']} of fine-tuning, "
+        f"{form['gate_epochs'] + form['finetune_epochs']} for each arm, and the dense one; "
+        "all else as above."
+    )
+    return "\n".join([head, *_tables(result), ""])
+
+
 def _tables(result: dict[str, Any]) -> Iterator[str]:
     for network in result["protocol"]["form"]["networks"]:
         named = result["studies"].items()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, variants
+from benchmarks.readme_accuracy import accuracy, longer, variants
 
 FORM = {
     "networks": ["net"],
@@ -134,3 +134,10 @@ def test_variants_of_w_gates_are_told_by_how_far_they_lie_apart() -> None:
         "dense. The variants go from 83.00 (wgates ste) to 86.00 (wgates tanh)."
     )
     assert said in found
+
+
+def test_a_longer_study_says_how_long() -> None:
+    studies = {"net-seed1": study(0.87, 0.86, arm(0.8, 0.47))}
+    found = longer({"protocol": PROTOCOL, "studies": studies})
+    assert "6 with gates and 10 of fine-tuning, 16 for each arm" in found
+    assert "1.00 points ahead of the best baseline (l1)" in found
