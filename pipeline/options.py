@@ -215,7 +215,9 @@ class PruneOptions:
         "first scores: in the order of what channels pass on (batch norm's scale times the weights "
         "that read them), of filter norms, in any order, or normally distributed",
     )
-    detach_gate_input: bool = option(False, "keep gate gradients away from the weights")
+    detach_gate_input: bool = option(
+        True, "keep gate gradients away from the weights, or let gates pull at them as in the paper"
+    )
     gate_distill: float = option(
         0.0, "weight of distillation during gated training, 0 to 1", least=0, most=1
     )

@@ -95,7 +95,7 @@ def test_flags_reach_the_run_folder(tmp_path: Path) -> None:
         "0.70x",
         "--percentile",
         "p90",
-        "--detach-gate-input",
+        "--no-detach-gate-input",
         "--rounds",
         "2",
         "--margin",
@@ -107,15 +107,15 @@ def test_flags_reach_the_run_folder(tmp_path: Path) -> None:
         | {
             "budget": "0.7x",
             "percentile": "p90",
-            "detach_gate_input": True,
+            "detach_gate_input": False,
             "rounds": 2,
             "margin": 0.1,
         }
         == tomllib.loads((tmp_path / "run.toml").read_text())["prune"]
     )
-    invoke("prune", tmp_path, "--no-detach-gate-input")
+    invoke("prune", tmp_path, "--detach-gate-input")
     written = tomllib.loads((tmp_path / "run.toml").read_text())["prune"]
-    assert (written["detach_gate_input"], written["rounds"]) == (False, 2)
+    assert (written["detach_gate_input"], written["rounds"]) == (True, 2)
 
 
 def test_config_file_is_read_and_beaten_by_a_flag(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class GateForm:
 
     surrogate: Surrogate = "poly"
     start: Start = "signal"
-    detach_input: bool = False  # keep gate gradients away from the filters
+    detach_input: bool = True  # keep gate gradients away from the filters
     steps: Mapping[str, int] = field(default_factory=dict)  # fast widths, by group
 
 

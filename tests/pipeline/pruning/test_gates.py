@@ -178,7 +178,7 @@ def test_constant_filters_have_finite_scores_and_gradients() -> None:
     groups = ChannelGroups(
         tuple(ChannelGroup(name, 8, (Slice(f"{name}.weight", 0, rows),)) for name in ("a", "b"))
     )
-    gates = FilterGates(groups, model, {"a": 1, "b": 1})
+    gates = FilterGates(groups, model, {"a": 1, "b": 1}, GateForm(detach_input=False))
     scores = gates.scores(model)
     assert len(set(scores["a"].tolist())) == 1  # one weight a filter: there is no shape to score
     assert scores["a"].min() > 0

@@ -18,7 +18,7 @@ def test_every_option_of_the_gates_reaches_them() -> None:
         dual_lr=0.7,
         surrogate="tanh",
         gate_start="drawn",
-        detach_gate_input=True,
+        detach_gate_input=False,
         budget_mode="penalty",
         alpha=3.0,
         live_share=Share(0.5),
@@ -30,7 +30,7 @@ def test_every_option_of_the_gates_reaches_them() -> None:
     assert (found.dual_lr, found.mode, found.alpha) == (0.7, "penalty", 3.0)
     assert (found.live_share, found.ramp_share, found.min_width) == (0.5, 0.3, 0.25)
     form = found.form
-    assert (form.surrogate, form.start, form.detach_input) == ("tanh", "drawn", True)
+    assert (form.surrogate, form.start, form.detach_input) == ("tanh", "drawn", False)
     assert form.steps == {"conv1": 16}
     plain = _settings(PruneOptions(snap_gates=False), PrepareOptions(), {"conv1": 16})
     assert plain.form.steps == {}
