@@ -44,6 +44,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates penalty": Arm(("--budget-mode", "penalty", "--alpha", "1")),
     # W-Gates' channels, all epochs after pruning: what the choice does without the gated training
     "wgates plan from the start": Arm(gates=0.0, plan_of="wgates"),
+    "wgates attached from the start": Arm(gates=0.0, plan_of="wgates attached"),
     # ... and what the course of the learning rate does: the gated epochs behind the plan's masks
     "wgates plan on masks": Arm(plan_of="wgates"),
     "wgates by count": Arm(("--worth", "count")),
