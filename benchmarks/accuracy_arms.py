@@ -29,7 +29,7 @@ ABLATIONS: dict[str, Arm] = {
     "wgates norm": Arm(("--gate-start", "norm")),
     "wgates drawn": Arm(("--gate-start", "drawn")),
     "wgates shuffled": Arm(("--gate-start", "shuffled")),
-    "wgates detached": Arm(("--detach-gate-input",)),  # the default since
+    "wgates detached": Arm(("--detach-gate-input",)),  # as by default; older results: attached
     "wgates attached": Arm(("--no-detach-gate-input",)),
     "wgates detached at once": Arm(("--detach-gate-input", "--ramp-share", "0")),
     "wgates half the gate epochs": Arm(gates=0.5),
