@@ -31,7 +31,6 @@ ABLATIONS: dict[str, Arm] = {
     "wgates shuffled": Arm(("--gate-start", "shuffled")),
     "wgates detached": Arm(("--detach-gate-input",)),  # as by default; older results: attached
     "wgates attached": Arm(("--no-detach-gate-input",)),
-    "wgates detached at once": Arm(("--detach-gate-input", "--ramp-share", "0")),
     "wgates half the gate epochs": Arm(gates=0.5),
     "wgates twice the gate epochs": Arm(gates=2.0),
     "wgates at once": Arm(("--ramp-share", "0")),

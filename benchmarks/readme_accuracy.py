@@ -25,11 +25,10 @@ def accuracy(result: dict[str, Any]) -> str:
 def variants(result: dict[str, Any]) -> str:
     """Tables of a study of W-Gates' own variants, in which no block may go."""
     form = result["protocol"]["form"]
-    epochs = form["gate_epochs"] + form["finetune_epochs"]
     head = (
         "W-Gates, and variants with one thing changed. No block may go and a channel counts for "
         "one (`--worth count`), so that most groups have filters to choose; "
-        f"{epochs} epochs an arm, "
+        f"{_epochs(form)} epochs an arm, "
         f"{form['finetune_epochs']} of them after pruning, in "
         f"`{result['protocol']['train_precision']}`; all else as above."
     )
@@ -42,10 +41,15 @@ def longer(result: dict[str, Any]) -> str:
     head = (
         f"With the epochs of the defaults, {form['gate_epochs']} with gates and "
         f"{form['finetune_epochs']} of fine-tuning, "
-        f"{form['gate_epochs'] + form['finetune_epochs']} for each arm, and the dense one; "
+        f"{_epochs(form)} for each arm, and the dense one; "
         "all else as above."
     )
     return "\n".join([head, *_tables(result), ""])
+
+
+def _epochs(form: dict[str, Any]) -> int:
+    """Of an arm, after the given weights were adapted."""
+    return int(form["gate_epochs"] + form["finetune_epochs"])
 
 
 def _tables(result: dict[str, Any]) -> Iterator[str]:
@@ -58,7 +62,7 @@ def _tables(result: dict[str, Any]) -> Iterator[str]:
 def _protocol(result: dict[str, Any]) -> str:
     protocol, steps = result["protocol"], _worth_steps(result)
     form, precision = protocol["form"], protocol["train_precision"]
-    gated, epochs = form["gate_epochs"], form["gate_epochs"] + form["finetune_epochs"]
+    gated, epochs = form["gate_epochs"], _epochs(form)
     return (
         f"CIFAR-10 as JPEG, `ort-cpu`, one thread; padding shortcuts, so that widths inside of "
         f"residual blocks and whole blocks can go. {form['images']:,} training images, "
