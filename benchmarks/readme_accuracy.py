@@ -167,7 +167,8 @@ def _remarks(seeds: list[Study]) -> Iterator[str]:
         many = len(ours) > FEW
         told = [f"{_points(lead)} {name}" for name, lead in _beside(leads, many).items()]
         apart_by = _apart(ours) if many else ""
-        yield f"- {budget}: W-Gates is {', '.join(told)}.{_alike(seeds, budget)}{apart_by}"
+        rest = f"{_alike(seeds, budget)}{apart_by}{_unmet(seeds, budget)}"
+        yield f"- {budget}: W-Gates is {', '.join(told)}.{rest}"
     arms = [_arms(seeds, budget).keys() for budget in _budgets(seeds)]
     if any(found != arms[0] for found in arms):
         yield "- –: not trained."
@@ -228,6 +229,16 @@ def _left_to_scores(plans: list[list[dict[str, Any]]]) -> str:
     if not narrowed:
         return " All groups are whole or gone, so that no score has a channel to choose."
     return f" Scores have the channels of {narrowed} of {len(plans[0])} groups to choose."
+
+
+def _unmet(seeds: list[Study], budget: str) -> str:
+    """The arms of which no seed's plan met the budget."""
+    names = [
+        name
+        for name, outcomes in _arms(seeds, budget).items()
+        if all("complaint" in item for item in outcomes.values())
+    ]
+    return f" No plan of {', '.join(names)} met it." if names else ""
 
 
 def _points(leads: list[float]) -> str:
