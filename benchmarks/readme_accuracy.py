@@ -74,8 +74,7 @@ def _protocol(result: dict[str, Any]) -> str:
         "as for W-Gates, with that score in the gates' place. tp: torch-pruning's own pruners, "
         "scores ranked across layers; they, uniform and random thin layers and remove no blocks. "
         "In W-Gates' selection the plans that lose least are trained for "
-        f"{steps} steps each (`--worth-steps`) beside these epochs, and not kept; "
-        "without steps: the loss before any training decides. "
+        f"{steps} steps each (`--worth-steps`) beside these epochs, and not kept. "
         "Cells: top-1 % and the measured latency, all engines of a budget beside each other."
     )
 
