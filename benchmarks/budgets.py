@@ -6,8 +6,8 @@ A network is prepared, traced and calibrated once a target; its budgets go from 
 lowest that `pipeline prune` advises where it refuses one. Each run is `pipeline prune`, whose plans
 are then built anew and timed in fresh processes beside the dense engine: the first plan that was
 tried, and the one that was taken. A line of FOLDER/runs.jsonl is one run; what is there is not run
-again. Cases that --only leaves out stay in the result file as they are if as much was trained; each
-run says which commit made it.
+again. Runs that were not made anew stay in the result file as they are if as much was trained and
+their case has the same budgets; each says which commit made it.
 """
 
 from __future__ import annotations
@@ -178,10 +178,18 @@ def share(those: NDArray[np.bool_], of: int) -> float | None:
 
 
 def beside_older(lines: list[dict[str, Any]], older: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs, and those of an older result whose case they have not."""
-    cases = {line["case"] for line in lines}
-    found = [*lines, *(line for line in older if line["case"] not in cases)]
-    return sorted(found, key=lambda line: (line["case"], -line["budget"]))
+    """The runs, and those of an older result that they do not replace.
+
+    Budgets come from a calibration: a case that has others now loses its older runs.
+    """
+    made, before = ({(run["case"], run["budget"]) for run in runs} for runs in (lines, older))
+    moved = {case for case, _ in made - before}
+    stays = [
+        run
+        for run in older
+        if run["case"] not in moved and (run["case"], run["budget"]) not in made
+    ]
+    return sorted([*lines, *stays], key=lambda run: (run["case"], -run["budget"]))
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

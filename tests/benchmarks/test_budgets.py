@@ -54,6 +54,14 @@ def test_runs_of_other_cases_stay() -> None:
     assert found[0]["judged"]["taken"]["ratio"] == 0.6
 
 
+def test_runs_that_were_not_made_anew_stay_while_their_case_has_its_budgets() -> None:
+    older = [line(0.8, 0.7, 0.7), line(0.5, 0.4, 0.4)]
+    (again, left) = beside_older([line(0.8, 0.6, 0.6)], older)
+    assert again["judged"]["taken"]["ratio"] == 0.6
+    assert left["budget"] == 0.5
+    assert [run["budget"] for run in beside_older([line(0.7, 0.6, 0.6)], older)] == [0.7]
+
+
 def test_the_table_has_a_row_a_case_and_one_of_all() -> None:
     lines = [line(0.8, 0.79, 0.79), line(0.6, 0.61, 0.59, rounds=2)]
     other = line(0.5, 0.4, 0.4) | {"case": "b"}
