@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.data.base import ImageData, Part
 from pipeline.errors import TrainingError
 from pipeline.evaluation import Top1
+from pipeline.layout import channels_last
 from pipeline.run import Reporter
 from pipeline.training.average import WeightAverage
 from pipeline.training.checkpoint import Checkpoint, Progress
@@ -95,7 +96,8 @@ class Trainer:
         """
         regime = self.recipe.regime
         with ExitStack() as stack:
-            stack.enter_context(_layout(trained, channels_last=regime.channels_last))
+            if regime.channels_last:
+                stack.enter_context(channels_last(trained))
             if self.fabric.world_size > 1:
                 share_weights(trained)
                 if regime.sync_norms:
@@ -234,16 +236,3 @@ def _seeds(*numbers: int) -> tuple[int, int]:
     """Two seeds made from all the numbers: for mixing images, and for the network."""
     mixing, network = np.random.SeedSequence(numbers).generate_state(2, np.uint64).tolist()
     return mixing, network
-
-
-@contextmanager
-def _layout(trained: nn.Module, *, channels_last: bool) -> Iterator[None]:
-    """Inside, weights of convolutions lie channels last, if that is wanted."""
-    if not channels_last:
-        yield
-        return
-    trained.to(memory_format=torch.channels_last)
-    try:
-        yield
-    finally:
-        trained.to(memory_format=torch.contiguous_format)
