@@ -182,12 +182,10 @@ def beside_older(lines: list[dict[str, Any]], older: list[dict[str, Any]]) -> li
 
     Budgets come from a calibration: a case that has others now loses its older runs.
     """
-    made, before = ({(run["case"], run["budget"]) for run in runs} for runs in (lines, older))
-    moved = {case for case, _ in made - before}
+    now, before = ({(run["case"], run["budget"]) for run in runs} for runs in (lines, older))
+    moved = {case for case, _ in now - before}
     stays = [
-        run
-        for run in older
-        if run["case"] not in moved and (run["case"], run["budget"]) not in made
+        run for run in older if run["case"] not in moved and (run["case"], run["budget"]) not in now
     ]
     return sorted([*lines, *stays], key=lambda run: (run["case"], -run["budget"]))
 
