@@ -3,17 +3,19 @@
     python -m benchmarks.budgets --work FOLDER [--only PART] [--small] [--out budgets.json]
 
 A network is prepared, traced and calibrated once a target; its budgets go from 0.85x down to the
-lowest that `pipeline prune` advises where it refuses one. Each run is `pipeline prune`, whose plans
-are then built anew and timed in fresh processes beside the dense engine: the first plan that was
-tried, and the one that was taken. A line of FOLDER/runs.jsonl is one run; what is there is not run
-again. Runs that were not made anew stay in the result file as they are if as much was trained and
-their case has the same budgets; each says which commit made it.
+lowest that `pipeline prune` advises where it refuses one. Each run is `pipeline prune`, in one run
+folder for all budgets of a case, so that groups are asked for their losses once. Its plans are then
+built anew and timed in fresh processes beside the dense engine: the first plan that was tried, and
+the one that was taken. A line of FOLDER/runs.jsonl is one run; what is there is not run again. Runs
+that were not made anew stay in the result file as they are if as much was trained and their case
+has the same budgets; each says which commit made it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,7 +65,7 @@ SMALL = Effort(images=128, gate_epochs=3, samples=40, processes=2, seconds=0.1)
 
 @dataclass(frozen=True)
 class Case:
-    """One network on one target: a run folder that every budget starts from."""
+    """One network on one target: a calibrated run folder, and one that is pruned."""
 
     network: Network
     target: str
@@ -77,6 +79,10 @@ class Case:
     @property
     def folder(self) -> Path:
         return self.work / self.name
+
+    @property
+    def pruned(self) -> Path:
+        return self.work / f"{self.name}-pruned"
 
     def calibrated(self) -> dict[str, Any]:
         """Prepare, trace and calibrate; each knows what it has done before."""
@@ -105,11 +111,9 @@ class Case:
         )
 
 
-def prune(case: Case, budget: float) -> tuple[Path, str]:
-    """The run folder after `pipeline prune`, and what it complained about."""
-    folder = case.work / f"{case.name}-{budget:g}x"
-    start_from(case.folder, folder)
-    script = Path(sys.executable).with_name("pipeline")
+def prune(case: Case, budget: float) -> str:
+    """What `pipeline prune` complained about."""
+    folder, script = case.pruned, Path(sys.executable).with_name("pipeline")
     options = ("--budget", f"{budget:g}x", "--gate-epochs", str(case.effort.gate_epochs))
     done = subprocess.run(
         [script, "prune", str(folder), *options], capture_output=True, text=True, check=False
@@ -117,16 +121,16 @@ def prune(case: Case, budget: float) -> tuple[Path, str]:
     if done.returncode not in (0, 1):
         raise SystemExit(f"{folder}: exit code {done.returncode}\n{done.stderr}")
     errors = [line for line in done.stderr.splitlines() if line.startswith(ERROR)]
-    return folder, errors[-1].removeprefix(ERROR) if done.returncode else ""
+    return errors[-1].removeprefix(ERROR) if done.returncode else ""
 
 
 def run(case: Case, budget: float) -> dict[str, Any]:
     """One line of the result."""
-    folder, complaint = prune(case, budget)
+    complaint = prune(case, budget)
     line: dict[str, Any] = {"case": case.name, "budget": budget, "complaint": complaint}
     if complaint:
         return line
-    found = json.loads((folder / "prune" / "prune.json").read_text(encoding="utf-8"))
+    found = json.loads((case.pruned / "prune" / "prune.json").read_text(encoding="utf-8"))
     rounds = found["rounds"]
     taken = [item["kept"] for item in found["widths"]]
     gates = [epoch for epoch in found["history"] if "multiplier" in epoch]
@@ -217,9 +221,10 @@ def main() -> None:
     log = given.work / "runs.jsonl"
     for case in cases(given.work, effort, given.only):
         done = {(line["case"], line["budget"]) for line in lines_of(log)}
-        for budget in case.budgets()[: given.count]:
-            if (case.name, budget) in done:
-                continue
+        budgets = [b for b in case.budgets()[: given.count] if (case.name, b) not in done]
+        shutil.rmtree(case.pruned, ignore_errors=True)  # its options may be those of older code
+        start_from(case.folder, case.pruned)
+        for budget in budgets:
             line = {**run(case, budget), "made": made(environment())}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -2,12 +2,12 @@
 
     python -m benchmarks.gated_step [--device cuda] [--steps 10] [--out gated-step.json]
 
-Both steps see the same images: forward, cross entropy, backward, SGD. The gated one adds the
-gates and, under a price, the LPNet's prediction and its gradient. The steps are the first of a
-long training, in which plans are chosen a fixed number of times, however long it is: what
-choosing one takes is given beside. The LPNet is fitted on made-up latencies: its cost does not
-depend on them. Turns of a few steps alternate, in reversed order every second time; the ratio is
-that of paired turns. Memory is what backward keeps (on CUDA: the peak) beside parameters,
+Both steps see the same images, channels last: forward, cross entropy, backward, SGD. The gated
+one adds the gates and, under a price, the LPNet's prediction and its gradient. The steps are the
+first of a long training, in which plans are chosen a fixed number of times, however long it is:
+what choosing one takes is given beside. The LPNet is fitted on made-up latencies: its cost does
+not depend on them. Turns of a few steps alternate, in reversed order every second time; the ratio
+is that of paired turns. Memory is what backward keeps (on CUDA: the peak) beside parameters,
 gradients and the optimiser's state.
 """
 
@@ -93,7 +93,8 @@ class Turns:
         self.turns, self.steps, self.dense = turns, steps, dense.to(device).train()
         rng = torch.Generator().manual_seed(0)
         shape = (case.batch, 3, case.size, case.size)
-        self.images = torch.randn(shape, generator=rng).to(device)
+        images = torch.randn(shape, generator=rng)
+        self.images = images.to(device, memory_format=torch.channels_last)
         self.labels = torch.randint(CLASSES, (case.batch,), generator=rng).to(device)
         self.seconds: dict[str, list[float]] = {"dense": [], "gated": []}
         self.held_bytes: dict[str, int] = {}
@@ -180,6 +181,7 @@ def run(case: Case, mode: BudgetMode, device: str, turns: int, steps: int) -> di
     torch.manual_seed(0)
     model = create_model(case.model, CLASSES)
     skeleton = trace(model.eval(), torch.randn(1, 3, case.size, case.size))
+    model.to(memory_format=torch.channels_last)
     course = Turns(case, copy.deepcopy(model), device, turns, steps)
     goal = made_up_goal(skeleton, course.fabric.device)
     wgates = WGates(model, skeleton, replace(SETTINGS, mode=mode), multiple=MULTIPLE)

@@ -23,9 +23,12 @@ def training(gated: dict[str, Any], loop: dict[str, Any]) -> str:
             *(_case_row(case) for case in gated["cases"]),
             "",
             f"A plan is chosen {PROJECTIONS} times in a training, however long it is. "
-            "Our training loop over a bare PyTorch loop on the same batches, "
+            "Our training loop over a bare PyTorch loop in the same layout on the same batches, "
             f"{loop['settings']['model']} at batch {loop['settings']['batch']}: {_regimes(loop)}. "
             f"Goal: at most {loop['limit']:g}.",
+            "",
+            "A bare step channels last over one channels first (`--no-channels-last`): "
+            f"{_layouts(loop)}.",
             "",
         ]
     )
@@ -41,8 +44,13 @@ def _case_row(case: dict[str, Any]) -> str:
 
 
 def _regimes(loop: dict[str, Any]) -> str:
-    told = []
-    for name, found in loop["regimes"].items():
-        low, high = found["ratio_middle_half"]
-        told.append(f"{name} {found['ratio']:.3f} ({low:.3f} to {high:.3f})")
-    return "; ".join(told)
+    return "; ".join(f"{name} {_ratio(found)}" for name, found in loop["regimes"].items())
+
+
+def _layouts(loop: dict[str, Any]) -> str:
+    return "; ".join(f"{one['network']} at {one['size']} {_ratio(one)}" for one in loop["layouts"])
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    low, high = found["ratio_middle_half"]
+    return f"{found['ratio']:.3f} ({low:.3f} to {high:.3f})"

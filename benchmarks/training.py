@@ -1,11 +1,12 @@
-"""How fast the training loop is beside a bare PyTorch loop on the same batches.
+"""The training loop beside a bare PyTorch loop, and channels last beside channels first.
 
     python -m benchmarks.training [--model wgates:resnet20] [--device cuda] [--turns 8] [--steps 20]
 
-Both train the same network on the same augmented images with the same optimiser. The bare loop
-does nothing but forward, cross entropy, backward and step. Turns alternate, in reversed order
-every second time, and the ratio is that of paired turns. A turn is timed from its first step to
-its last; what stands around an epoch (evaluation, one checkpoint) is not part of it.
+Both train the same network, in the same layout, on the same augmented images with the same
+optimiser. The bare loop does nothing but forward, cross entropy, backward and step. Turns
+alternate, in reversed order every second time, and the ratio is that of paired turns. A turn is
+timed from its first step to its last; what stands around an epoch (evaluation, one checkpoint) is
+not part of it. Layouts are compared by two bare loops, on several networks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import copy
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,10 +36,18 @@ from pipeline.training import Recipe, Regime, Trainer, Upkeep, decayed, make_fab
 LIMIT = 1.10  # the goal
 LR, WEIGHT_DECAY = 0.05, 5e-4
 REGIMES = {
-    "plain": Regime(),
-    "average and smoothing": Regime(ema=0.999, label_smoothing=0.1),
-    "channels last": Regime(channels_last=True),
+    "defaults": Regime(channels_last=True),
+    "average and smoothing": Regime(channels_last=True, ema=0.999, label_smoothing=0.1),
+    "channels first": Regime(),
 }
+LAYOUTS = (  # network, pixels
+    ("wgates:resnet20", 32),
+    ("wgates:vgg16_bn", 32),
+    ("torchvision:resnet18", 64),
+    ("torchvision:resnet50", 64),
+    ("torchvision:mobilenet_v2", 96),
+    ("torchvision:efficientnet_b0", 96),
+)
 
 
 class Silent:
@@ -61,13 +72,17 @@ class Clock:
         return 1000 * (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
 
 
-def bare(model: nn.Module, data: ImageData, batch: int, steps: int, clock: Clock) -> None:
+def bare(
+    model: nn.Module, data: ImageData, batch: int, steps: int, clock: Clock, *, last: bool
+) -> None:
     device = next(model.parameters()).device
-    optimizer = sgd(decayed(model, LR, WEIGHT_DECAY))
+    layout = torch.channels_last if last else torch.contiguous_format
+    optimizer = sgd(decayed(model.to(memory_format=layout), LR, WEIGHT_DECAY))
     model.train()
     batches = data.on(device).train_batches(batch, seed=0, epoch=0)
     for number, (images, labels) in enumerate(islice(batches, steps)):
-        loss = cross_entropy(model(images.to(device)), labels.to(device))
+        images = images.to(device, memory_format=layout)
+        loss = cross_entropy(model(images), labels.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -89,41 +104,65 @@ def ours(trainer: Trainer, model: nn.Module, steps: int, clock: Clock) -> None:
     )
 
 
-def turns(arguments: argparse.Namespace, regime: Regime) -> dict[str, Any]:
+def loops(arguments: argparse.Namespace, regime: Regime) -> dict[str, Any]:
+    """Our loop over a bare one."""
     fabric = make_fabric(arguments.device, "32-true")
     steps, batch = arguments.steps, arguments.batch
     data = load_data("digits", image_size=arguments.size, limit=steps * batch)
     first = create_model(arguments.model, 10).to(fabric.device)
-    times: dict[str, list[float]] = {"bare": [], "ours": []}
 
-    def one(name: str, folder: Path) -> None:
+    def without() -> float:
         model, clock = copy.deepcopy(first), Clock(fabric.device)
-        if name == "bare":
-            bare(model, data, batch, steps, clock)
-        else:
-            recipe = Recipe("turn", 1, batch, 0, "", regime)
-            ours(Trainer(fabric, data, folder, Silent(), recipe, Upkeep()), model, steps, clock)
-        times[name].append(clock.step_ms())
+        bare(model, data, batch, steps, clock, last=regime.channels_last)
+        return clock.step_ms()
 
-    for number in range(arguments.turns + 1):
-        for name in ("bare", "ours") if number % 2 else ("ours", "bare"):
-            with tempfile.TemporaryDirectory() as folder:
-                one(name, Path(folder))
-        if number == 0:  # the first turn warms up
-            times = {"bare": [], "ours": []}
-    return summary(times)
+    def with_ours() -> float:
+        model, clock = copy.deepcopy(first), Clock(fabric.device)
+        recipe = Recipe("turn", 1, batch, 0, "", regime)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(fabric, data, Path(folder), Silent(), recipe, Upkeep())
+            ours(trainer, model, steps, clock)
+        return clock.step_ms()
+
+    found = summary(turns({"bare": without, "ours": with_ours}, arguments.turns))
+    return found | {"within_limit": found["ratio"] <= LIMIT}
+
+
+def layouts(arguments: argparse.Namespace, network: str, size: int) -> dict[str, Any]:
+    """A bare loop channels last over one channels first."""
+    device, steps, batch = torch.device(arguments.device), arguments.steps, arguments.batch
+    data = load_data("digits", image_size=size, limit=steps * batch)
+    first = create_model(network, 10).to(device)
+
+    def lying(last: bool) -> float:
+        clock = Clock(device)
+        bare(copy.deepcopy(first), data, batch, steps, clock, last=last)
+        return clock.step_ms()
+
+    contenders = {"first": partial(lying, False), "last": partial(lying, True)}
+    return {"network": network, "size": size} | summary(turns(contenders, arguments.turns))
+
+
+def turns(contenders: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+    """What each gives, called in turns; the first ones warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(count + 1):
+        for name in sorted(contenders, reverse=bool(number % 2)):
+            time_ms = contenders[name]()
+            if number:
+                times[name].append(time_ms)
+    return times
 
 
 def summary(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, and the ratio of paired turns with its range of the middle half."""
-    ratios = np.array(times["ours"]) / np.array(times["bare"])
-    low, middle, high = np.percentile(ratios, (25, 50, 75)).tolist()
+    """Medians, and the ratio of paired turns, second to first, with its middle half."""
+    one, other = (np.array(values) for values in times.values())
+    low, middle, high = np.percentile(other / one, (25, 50, 75)).tolist()
     return {
         "step_ms": {name: float(np.median(values)) for name, values in times.items()},
         "ratio": middle,
         "ratio_middle_half": [low, high],
         "turns": times,
-        "within_limit": middle <= LIMIT,
     }
 
 
@@ -137,15 +176,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--out", default="training.json")
     arguments = parser.parse_args()
-    found = {}
+    found, lying = {}, []
     for name, regime in REGIMES.items():
-        found[name] = turns(arguments, regime)
+        found[name] = loops(arguments, regime)
         print(f"{name}: {found[name]['ratio']:.3f}x of a bare loop", flush=True)
+    for network, size in LAYOUTS:
+        lying.append(layouts(arguments, network, size))
+        print(f"{network}: channels last {lying[-1]['ratio']:.3f}x of channels first", flush=True)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-    write_result(
-        arguments.out,
-        {"settings": settings, "limit": LIMIT, "regimes": found, "environment": environment()},
-    )
+    ratios = {"limit": LIMIT, "regimes": found, "layouts": lying}
+    write_result(arguments.out, {"settings": settings, **ratios, "environment": environment()})
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ class PrepareOptions:
         least=0,
         below=1,
     )
-    channels_last: bool = option(False, "train with channels in the innermost dimension")
+    channels_last: bool = option(
+        True, "train with channels in the innermost dimension, if the network can be computed so"
+    )
     checkpoint_minutes: float = option(
         5.0, "save a training inside its epochs this often", least=0, settles=False
     )

@@ -15,6 +15,7 @@ from pipeline.data.base import ImageData
 from pipeline.data.decode import processors
 from pipeline.data.sources import load_data
 from pipeline.files import write_atomically
+from pipeline.layout import refusal
 from pipeline.models.weights import load_weights
 from pipeline.models.zoo import create_model, input_size_of
 from pipeline.options import PrepareOptions
@@ -25,6 +26,8 @@ from pipeline.stages.watchdog import watch_of
 from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
+
+LAYOUT = "layout"  # in a run's memo
 
 
 def data_of(context: Context) -> ImageData:
@@ -73,11 +76,27 @@ def fabric_of(run: Run) -> Fabric:
     return found
 
 
-def recipe_of(options: PrepareOptions, label: str, epochs: int, fix: str) -> Recipe:
-    """A training in the run's regime."""
+def lies_channels_last(context: Context, model: nn.Module) -> bool:
+    """Whether this run's networks, one of which is given, are trained with channels innermost."""
+    memo = context.run.memo
+    if not context.run.options("prepare", PrepareOptions).channels_last:
+        return False
+    if LAYOUT not in memo:
+        images, _ = data_of(context).images("train", 2)
+        device = next(model.parameters()).device
+        reason = refusal(model, images.to(device))
+        memo[LAYOUT] = not reason
+        if reason:
+            context.reporter.say(f"trains channels first, which is slower than last: {reason}")
+    return bool(memo[LAYOUT])
+
+
+def recipe_of(context: Context, model: nn.Module, label: str, epochs: int, fix: str) -> Recipe:
+    """A training of the model in the run's regime."""
+    options = context.run.options("prepare", PrepareOptions)
     regime = Regime(
         micro_batch=options.micro_batch,
-        channels_last=options.channels_last,
+        channels_last=lies_channels_last(context, model),
         ema=options.ema,
         warmup=options.warmup,
         label_smoothing=options.label_smoothing,

@@ -83,7 +83,8 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
             target = teacher(images)
         return (1 - options.distill) * task + options.distill * distillation(logits, target)
 
-    recipe = recipe_of(prepare, "finetune", options.finetune_epochs, "lower --finetune-lr")
+    epochs, fix = options.finetune_epochs, "lower --finetune-lr"
+    recipe = recipe_of(context, model, "finetune", epochs, fix)
     if context.run.document("prune", "prune.json")["history"]:
         recipe = going_on(recipe)
     trainer = trainer_of(context, replace(recipe, seed=prepare.seed + 1))

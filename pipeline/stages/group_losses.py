@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import nn
 
 from calibration.widths import Plan, WidthVector
 from pipeline.evaluation import batch_statistics
+from pipeline.files import digest, json_in
 from pipeline.layout import channels_last
 from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
@@ -21,11 +23,12 @@ from pipeline.pruning.masking import masked
 from pipeline.pruning.select import Selector
 from pipeline.pruning.together import asked, candidates, variants
 from pipeline.pruning.worth import Losses, Scores, Worth, measure_losses
-from pipeline.run import Context
-from pipeline.stages.common import data_of, fabric_of
+from pipeline.run import RECORD, Context
+from pipeline.stages.common import data_of, fabric_of, lies_channels_last
 from pipeline.stages.short_training import losses_after_steps
 
 LOSSES, TOGETHER = "group-losses.json", "plan-losses.json"
+ASKED_OF = "asked_of"  # the digest of what they are losses of
 
 Found = TypeVar("Found")
 Answer = dict[str, Any]  # of a plan: variant, loss, kept; of some: fits, after_steps
@@ -53,14 +56,33 @@ class Subject:
         """The best-scored channels at these widths."""
         return self.selector.plan(self.scores, widths.kept)
 
+    def digest(self, allowed: Mapping[str, Sequence[int]]) -> str:
+        """SHA-256 of all that losses at these widths depend on."""
+        run = self.context.run
+        read = [digest(run.folder / stage / RECORD) for stage in ("prepare", "trace")]
+        images = self.context.options(PruneOptions).worth_images
+        widths = {name: [*map(int, kept)] for name, kept in sorted(allowed.items())}
+        found = hashlib.sha256(json.dumps([read, images, widths]).encode())
+        for name in widths:
+            found.update(self.scores[name].tobytes())
+        return found.hexdigest()
+
 
 def group_losses(subject: Subject) -> Losses:
-    """The dense model's losses, its best-scored channels kept; a resumed run reads them back."""
+    """The dense model's losses, its best-scored channels kept.
+
+    A resumed run reads them back, and so does one whose last plan was for another budget: which one
+    is asked for makes no difference to them.
+    """
     context, selector = subject.context, subject.selector
     path, groups = context.partial / LOSSES, selector.skeleton.groups
+    allowed = {group.name: selector.allowed(group) for group in groups.prunable}
+    asked_of = subject.digest(allowed)
+    earlier = json_in(context.run.folder / context.stage.name / LOSSES)
+    if not path.exists() and isinstance(earlier, dict) and earlier.get(ASKED_OF) == asked_of:
+        context.write_json(LOSSES, earlier)
     if not path.exists():
         classes = len(data_of(context).card.classes)
-        allowed = {group.name: selector.allowed(group) for group in groups.prunable}
         found = _probed(
             subject,
             lambda loss: measure_losses(
@@ -71,7 +93,7 @@ def group_losses(subject: Subject) -> Losses:
                 on_done=functools.partial(context.reporter.progress, "groups' losses"),
             ),
         )
-        context.write_json(LOSSES, found.to_json())
+        context.write_json(LOSSES, {ASKED_OF: asked_of, **found.to_json()})
     return Losses.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -164,7 +186,6 @@ def _probed(subject: Subject, ask: Callable[[Callable[[WidthVector], float]], Fo
         part.to(fabric.device)
         for part in data.images("train", context.options(PruneOptions).worth_images)
     )
-    images = images.contiguous(memory_format=torch.channels_last)
 
     def measured(at_once: int) -> Found:
         batches = -(-len(images) // at_once)
@@ -178,6 +199,6 @@ def _probed(subject: Subject, ask: Callable[[Callable[[WidthVector], float]], Fo
 
         return ask(loss)
 
-    # CPUs convolve faster that way, most of all depthwise
-    with batch_statistics(model), channels_last(model), memory_told("for groups' losses"):
+    last = lies_channels_last(context, model)
+    with batch_statistics(model), channels_last(model, last), memory_told("for groups' losses"):
         return with_memory(measured, training.micro_batch or training.train_batch, LEAST_PART)[0]

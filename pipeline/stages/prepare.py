@@ -59,7 +59,7 @@ def _train(context: Context, model: nn.Module, epochs: int) -> list[Epoch]:
         return []
     options = context.options(PrepareOptions)
     data, fabric = data_of(context), fabric_of(context.run)
-    trainer = trainer_of(context, recipe_of(options, "dense", epochs, "lower --dense-lr"))
+    trainer = trainer_of(context, recipe_of(context, model, "dense", epochs, "lower --dense-lr"))
     best = BestByValidation(
         model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
     )

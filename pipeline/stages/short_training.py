@@ -19,11 +19,12 @@ from torch import nn
 
 from calibration.widths import ChannelGroups, Plan
 from pipeline.data.base import ImageData
+from pipeline.layout import channels_last
 from pipeline.memory import LEAST_PART, memory_told, with_memory
 from pipeline.options import PrepareOptions, PruneOptions
 from pipeline.pruning.masking import masked
 from pipeline.run import Context
-from pipeline.stages.common import data_of, fabric_of
+from pipeline.stages.common import data_of, fabric_of, lies_channels_last
 from pipeline.training import decayed, set_rates, sgd
 
 
@@ -37,12 +38,13 @@ def losses_after_steps(
     """The mean training loss of each over the last quarter of --worth-steps; inf if it diverged."""
     training = context.run.options("prepare", PrepareOptions)
     data = data_of(context).on(fabric_of(context.run).device)
+    last = lies_channels_last(context, model)
 
     def losses(at_once: int) -> list[float]:
         found = []
         for number, plan in enumerate(plans, 1):
             trained = copy.deepcopy(model)
-            with masked(trained, groups, plan):
+            with masked(trained, groups, plan), channels_last(trained, last):
                 found.append(_trained(context, trained, data, at_once))
             on_done(number, len(plans))
         return found

@@ -201,7 +201,8 @@ class Solving:
         return distilled_task(dense_model(self.context).to(self.fabric.device), weight)
 
     def _trainer(self, label: str, epochs: int) -> Trainer:
-        recipe = recipe_of(self.prepare, label, epochs, "lower --weight-lr or --gate-lr")
+        fix = "lower --weight-lr or --gate-lr"
+        recipe = recipe_of(self.context, self.model, label, epochs, fix)
         # averaged weights would open and close other gates than those that were trained
         plain = replace(recipe, regime=replace(recipe.regime, ema=0.0))
         return trainer_of(self.context, plain)

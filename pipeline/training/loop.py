@@ -96,8 +96,7 @@ class Trainer:
         """
         regime = self.recipe.regime
         with ExitStack() as stack:
-            if regime.channels_last:
-                stack.enter_context(channels_last(trained))
+            stack.enter_context(channels_last(trained, regime.channels_last))
             if self.fabric.world_size > 1:
                 share_weights(trained)
                 if regime.sync_norms:

@@ -98,6 +98,22 @@ def test_killed_pruning_repeats_at_most_one_epoch(run_until: RunUntil) -> None:
     assert losses_in(folder / "prune") == losses
 
 
+def test_groups_losses_serve_other_budgets_of_the_same_channels(run_until: RunUntil) -> None:
+    folder = run_until("finetune")
+    path = folder / "prune" / "group-losses.json"
+    marked = json.dumps({**json.loads(path.read_text()), "marked": True})
+
+    def asked_anew(*flags: str) -> bool:
+        path.write_text(marked)
+        result = invoke("prune", folder, "--json", *flags)
+        assert result.exit_code == 0, result.stderr
+        return "marked" not in json.loads(path.read_text())
+
+    assert not asked_anew("--budget", "0.8x", "--gate-epochs", "1")
+    assert asked_anew("--worth-images", "64")
+    assert asked_anew("--method", "l1")  # keeps others of a group's channels
+
+
 def test_finetuning_stopped_twice_ends_with_the_weights_of_one_that_was_not(
     run_until: RunUntil,
 ) -> None:

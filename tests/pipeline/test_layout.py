@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.layout import channels_last
+from pipeline.layout import channels_last, refusal
 
 
 def _fail_inside(conv: nn.Conv2d) -> None:
@@ -21,3 +21,41 @@ def test_weights_lie_channels_last_inside_and_as_before_afterwards() -> None:
         _fail_inside(conv)
     assert conv.weight.is_contiguous()
     assert torch.equal(conv.weight, before)
+
+
+def test_unwanted_nothing_changes() -> None:
+    conv = nn.Conv2d(4, 8, 3)
+    with channels_last(conv, wanted=False):
+        assert conv.weight.is_contiguous()
+
+
+class Joined(nn.Module):
+    """Its maps joined by a view, as many networks are written."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.pool, self.linear = nn.AdaptiveAvgPool2d(size), nn.Linear(8 * size * size, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.pool(self.norm(self.conv(images)))
+        logits: Tensor = self.linear(out.view(len(out), -1))
+        return logits
+
+
+@pytest.mark.parametrize(("size", "takes"), [(1, True), (2, False)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_view_of_maps_needs_channels_first(size: int, takes: bool, training: bool) -> None:
+    model = Joined(size).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = refusal(model, torch.randn(2, 3, 8, 8))
+    assert ("Use .reshape(...) instead" in found) != takes
+    assert bool(found) != takes
+    assert model.training == training
+    assert model.conv.weight.is_contiguous()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_another_failure_is_told() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        refusal(Joined(2), torch.randn(2, 5, 8, 8))

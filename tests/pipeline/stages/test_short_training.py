@@ -13,6 +13,7 @@ from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
 from pipeline.run import Context
 from pipeline.stages import short_training
+from pipeline.stages.common import LAYOUT
 from pipeline.stages.short_training import losses_after_steps
 
 from ..training.gated import TwoConvs
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(*kept: tuple[int, ...], **options: Any) -> list[float]:
         prepare = PrepareOptions(train_batch=32)
         context = SimpleNamespace(
-            run=SimpleNamespace(options=lambda stage, cls: prepare),
+            run=SimpleNamespace(options=lambda stage, cls: prepare, memo={LAYOUT: True}),
             options=lambda cls: PruneOptions(**options),
         )
         done: list[tuple[int, int]] = []

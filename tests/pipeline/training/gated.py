@@ -15,7 +15,7 @@ from pipeline.pruning.constraint import Goal
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import GateSettings, WGates
-from pipeline.training import Recipe, Trainer, Upkeep
+from pipeline.training import Recipe, Regime, Trainer, Upkeep
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 SHARE = 0.6  # of the multiply-adds
@@ -56,7 +56,8 @@ def learned_plan(
     count = Count.macs(skeleton)
     most = int(SHARE * count.at(skeleton.groups.full()))
     wgates = WGates(model, skeleton, SETTINGS, multiple=MULTIPLE)
-    trainer = Trainer(fabric, data, folder, Silent(), Recipe("gates", 6, 16, 0, ""), upkeep)
+    recipe = Recipe("gates", 6, 16, 0, "", Regime(channels_last=True))
+    trainer = Trainer(fabric, data, folder, Silent(), recipe, upkeep)
     selector = Selector(skeleton, priced(count), MULTIPLE)
     wgates.solve(trainer, Goal(lambda: count, selector, most))
     plan = wgates.propose(selector, most)
