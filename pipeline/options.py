@@ -64,8 +64,10 @@ class PrepareOptions:
         least=0,
         below=1,
     )
-    channels_last: bool = option(
-        True, "train with channels in the innermost dimension, if the network can be computed so"
+    channels_last: bool | None = option(
+        None,
+        "train with channels in the innermost dimension, if the network can be computed so "
+        "(unset: where that is faster, on a CPU and in 16 bits)",
     )
     checkpoint_minutes: float = option(
         5.0, "save a training inside its epochs this often", least=0, settles=False

@@ -15,7 +15,7 @@ from pipeline.data.base import ImageData
 from pipeline.data.decode import processors
 from pipeline.data.sources import load_data
 from pipeline.files import write_atomically
-from pipeline.layout import refusal
+from pipeline.layout import is_faster, refusal
 from pipeline.models.weights import load_weights
 from pipeline.models.zoo import create_model, input_size_of
 from pipeline.options import PrepareOptions
@@ -78,8 +78,11 @@ def fabric_of(run: Run) -> Fabric:
 
 def lies_channels_last(context: Context, model: nn.Module) -> bool:
     """Whether this run's networks, one of which is given, are trained with channels innermost."""
-    memo = context.run.memo
-    if not context.run.options("prepare", PrepareOptions).channels_last:
+    memo, options = context.run.memo, context.run.options("prepare", PrepareOptions)
+    wanted = options.channels_last
+    if wanted is None:
+        wanted = is_faster(fabric_of(context.run).device, options.train_precision)
+    if not wanted:
         return False
     if LAYOUT not in memo:
         images, _ = data_of(context).images("train", 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.layout import channels_last, refusal
+from pipeline.layout import channels_last, is_faster, refusal
 
 
 def _fail_inside(conv: nn.Conv2d) -> None:
@@ -59,3 +59,33 @@ def test_a_view_of_maps_needs_channels_first(size: int, takes: bool, training: b
 def test_another_failure_is_told() -> None:
     with pytest.raises(RuntimeError, match="expected input"):
         refusal(Joined(2), torch.randn(2, 5, 8, 8))
+
+
+class Misled(nn.Module):
+    """Computes something else where its weights lie channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.conv(images).mean((2, 3))
+        return logits if self.conv.weight.is_contiguous() else 1.1 * logits
+
+
+def test_other_logits_are_a_refusal() -> None:
+    assert "its logits are off by" in refusal(Misled(), torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "faster"),
+    [
+        ("cpu", "32-true", True),
+        ("cuda", "32-true", False),
+        ("cuda", "16-mixed", True),
+        ("cuda", "bf16-mixed", True),
+        ("mps", "16-mixed", False),
+    ],
+)
+def test_where_it_is_known_to_be_faster(device: str, precision: str, faster: bool) -> None:
+    assert is_faster(torch.device(device), precision) == faster
