@@ -14,11 +14,11 @@ def luck(result: dict[str, Any]) -> str:
             f"{result['times']} times in each of {result['processes']} processes, the networks by "
             "turns, so that the second column holds what the machine drifted by, too. Then what is "
             "known of it after a minute (half the 95 % interval of the mean): by processes that "
-            "measure it as a candidate of a calibration, or briefly, as those "
-            f"{plans['fewest']} to {plans['most']} do that time a plan.",
+            "hold both and measure it as a candidate of a calibration, or by rounds of two fresh "
+            f"processes, as those {plans['fewest']} to {plans['most']} that time a plan.",
             "",
             "| network | within one process | from process to process, beyond that "
-            "| after a minute (s a process) | briefly |",
+            "| after a minute (s a process) | apart (s a round) |",
             "|---|---|---|---|---|",
             *(_row(name, case) for name, case in result["cases"].items()),
             "",
@@ -31,6 +31,6 @@ def _row(name: str, case: dict[str, Any]) -> str:
         f"{case['within']:.1%}",
         f"{case['between']:.1%}",
         f"{case['minute']:.1%} ({case['seconds']:.1f})",
-        f"{case['brief_minute']:.1%} ({case['brief_seconds']:.1f})",
+        f"{case['apart_minute']:.1%} ({case['apart_seconds']:.1f})",
     ]
     return f"| {name} | {' | '.join(cells)} |"

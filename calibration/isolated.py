@@ -58,13 +58,17 @@ class IsolatedBench:
     def fingerprint(self) -> Fingerprint:
         return self.setup.fingerprint
 
-    def renew(self) -> None:
-        """Let a new process measure what comes next."""
-        self._end()
-
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector; CandidateLostError if it took the process with it, twice."""
-        job = Job(self.setup.digest, widths, precision, version("wgates"))
+        row = self._done(Job(self.setup.digest, widths, precision, version("wgates"))).row
+        assert row is not None
+        return row
+
+    def build(self, widths: WidthVector, engine: Path) -> None:
+        """Build one width vector's engine there, untimed; CandidateLostError as above."""
+        self._done(Job(self.setup.digest, widths, 0.0, version("wgates"), engine))
+
+    def _done(self, job: Job) -> Answer:
         lost = ""
         for _ in range(ATTEMPTS):
             answer = self._asked(job)
@@ -114,11 +118,11 @@ class IsolatedBench:
             )
         return f"ended the measuring process by {signal.Signals(-code).name}"
 
-    def _judged(self, answer: Answer) -> Row:
-        if answer.row is None:
+    def _judged(self, answer: Answer) -> Answer:
+        if answer.failure or answer.differences:
             said, fix = answer.failure or ("; ".join(answer.differences), "")
             raise MeasuringError(said, fix=fix)
-        return answer.row
+        return answer
 
     def _end(self) -> None:
         if self._process is not None and self._pipe is not None:

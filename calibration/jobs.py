@@ -72,6 +72,7 @@ class Job:
     widths: WidthVector
     precision: float
     wgates: str  # version that asks: another one may measure otherwise
+    engine: Path | None = None  # build it there, on the asking machine, instead of measuring
 
     @cached_property
     def digest(self) -> str:
@@ -81,7 +82,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a job; exactly one of the first three says it."""
+    """What became of a job; one of the first three says it, none where an engine was built."""
 
     row: Row | None = None
     differences: tuple[str, ...] = ()  # of fingerprints: the device is not the one asked for
@@ -110,8 +111,11 @@ class Workplace:
             if differences := _differences(setup, job, target):
                 return Answer(differences=differences)
             bench = self._bench_of(setup, target)
-            bench = replace(bench, phases=Phases())
-            row = bench.row(job.widths, precision=job.precision)
+            bench, row = replace(bench, phases=Phases()), None
+            if job.engine is None:
+                row = bench.row(job.widths, precision=job.precision)
+            else:
+                bench.build(job.widths, job.engine)
         except DeployError as error:
             return Answer(failure=(error.message, error.fix))
         seconds = time.perf_counter() - started

@@ -62,17 +62,20 @@ class Bench:
         It is timed for `limit_s` at most; for longer where building and loading took long, too: a
         candidate that dear had better be known well.
         """
-        spent_on = self.phases.spent_on
-        with spent_on("slice"):
-            model = self.slicer.at_widths(widths)
         # the engine must be a file: what is timed is what would be shipped
         with scratch(self._folder()) as folder:
             path = folder / f"candidate{self.target.engine_suffix}"
-            with spent_on("build") as build:
-                self.target.build(model, path, self.batches, keep_fp32=self._kept(widths, model))
-            shares = limit_s / LOADS, build.seconds / LOADS
+            shares = limit_s / LOADS, self.build(widths, path) / LOADS
             timed = partial(self._timed, path, precision, *shares)
             return over_loads(timed, precision=precision, limit_s=limit_s)
+
+    def build(self, widths: WidthVector, engine: Path) -> float:
+        """Cut one width vector and build its engine there; the seconds that the build took."""
+        with self.phases.spent_on("slice"):
+            model = self.slicer.at_widths(widths)
+        with self.phases.spent_on("build") as build:
+            self.target.build(model, engine, self.batches, keep_fp32=self._kept(widths, model))
+        return build.seconds
 
     def _timed(self, path: Path, precision: float, limit_s: float, built_s: float) -> Comparison:
         """One load of both engines; its share of the rounds that the precision takes."""

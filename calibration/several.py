@@ -1,41 +1,54 @@
-"""A latency from several measuring processes, for the few networks that must be known well.
+"""The latency of the few networks that must be known well, measured as `verify` will measure it.
 
-Where a process's memory comes to lie stays its own: two loads in it share most of that luck, and
-so do all that it compares. So each process is asked briefly, and many of them are: a longer look at
-one tells little more about the network (benchmarks/luck.py).
+In a process of its own, as where it is served, a network's memory comes to lie elsewhere than
+beside another one, and where it lies stays that process's own. So plan and anchor each have a fresh
+process, these take turns, and many rounds are asked briefly (`targets.blocks`). That tells more of
+a network that fills the caches than processes that hold both (benchmarks/luck.py), and what prune
+takes for met is what the certificate will say.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from calibration.errors import CandidateLostError
 from calibration.isolated import IsolatedBench
+from calibration.measure import scratch
 from calibration.pace import calmer_half
-from calibration.phases import Phases
+from calibration.phases import TIMING, Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
+from targets import load_target
+from targets.blocks import BlockRun, measure_blocks
+from targets.errors import EngineError
 from targets.fingerprint import Fingerprint
+from targets.samples import Samples
+from targets.statistics import bootstrap_ci95
 from targets.timing import relative_half
 
-FEWEST, MOST = 6, 36
+PLAN, ANCHOR = "plan", "anchor"
+FEWEST, MOST = 6, 36  # rounds of two fresh processes
+BLOCK_S = 0.3  # that each process is timed
 PLAN_PRECISION = 0.006  # to which the latency of a proposed plan is to be known
+ATTEMPTS = 2  # at timing a plan: the first process may have died of something else
 
-
-def brief(precision: float) -> float:
-    """How well one process must know what all that may be called together know to `precision`."""
-    return precision * math.sqrt(MOST)
+Ratio = tuple[float, tuple[float, float]]  # and its 95 % interval
 
 
 @dataclass(frozen=True)
 class SeveralProcesses:
-    """Does what its bench does, each time in several new processes, one after the other."""
+    """Times what its bench builds, beside the anchor, in several fresh processes of each."""
 
     bench: IsolatedBench
-    on_done: Callable[[int, int], None] | None = None  # given the processes so far, and the most
+    anchor: Path  # the dense network's engine
+    on_done: Callable[[int, int], None] | None = None  # given the rounds so far, and the most
     # ratios that are looked for: one that surely lies elsewhere need not be known any better
     between: tuple[float, float] = (0.0, math.inf)
 
@@ -52,37 +65,76 @@ class SeveralProcesses:
         return self.bench.phases
 
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
-        """Measure one width vector until it is known to `precision`, within 6 to 36 processes."""
-        rows: list[Row] = []
-        each = brief(precision)
-        while True:
-            self.bench.renew()
-            rows.append(self.bench.row(widths, precision=each))
-            found = joined(rows)
-            if self.on_done is not None:
-                self.on_done(len(rows), MOST)
-            if len(rows) >= self._enough(found, precision):
-                return found
+        """Measure one width vector until it is known to `precision`, within 6 to 36 rounds.
 
-    def _enough(self, found: Row, precision: float) -> int:
-        """Processes after which no more are asked."""
-        if relative_half(found.ratio, found.ratio_ci95) <= precision:
+        CandidateLostError if it took a process with it, twice.
+        """
+        setup = self.bench.setup
+        suffix = load_target(setup.target, setup.options).engine_suffix
+        with scratch(None) as folder:
+            engine = folder / f"{PLAN}{suffix}"
+            self.bench.build(widths, engine)
+            with self.phases.spent_on(TIMING):
+                blocks = self._timed(engine, precision)
+        ratio, ratio_ci95 = ratio_of(blocks)
+        return Row(
+            self.skeleton_sha256,
+            blocks.fingerprint,
+            widths,
+            ratio,
+            ratio_ci95,
+            Samples.concatenate(blocks.blocks[PLAN]),
+            Samples.concatenate(blocks.blocks[ANCHOR]),
+            len(blocks.blocks[PLAN][0]),
+            blocks.doubts(),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _timed(self, engine: Path, precision: float) -> BlockRun:
+        setup, lost = self.bench.setup, ""
+
+        def stop(blocks: BlockRun) -> bool:
+            if self.on_done is not None:
+                self.on_done(blocks.processes, MOST)
+            return blocks.processes >= self._enough(blocks, precision)
+
+        for _ in range(ATTEMPTS):
+            try:
+                return measure_blocks(
+                    setup.target,
+                    setup.options,
+                    {PLAN: engine, ANCHOR: self.anchor},
+                    processes=MOST,
+                    seconds_per_block=BLOCK_S,
+                    stop=stop,
+                )
+            except EngineError as error:
+                lost = error.message
+        raise CandidateLostError(f"could not be timed: {lost}")
+
+    def _enough(self, blocks: BlockRun, precision: float) -> int:
+        """Rounds after which there are no more."""
+        if blocks.processes < FEWEST:
             return FEWEST
-        (low, high), (least, most) = found.ratio_ci95, self.between
+        ratio, (low, high) = ratio_of(blocks)
+        if relative_half(ratio, (low, high)) <= precision:
+            return FEWEST
+        least, most = self.between
         return 2 * FEWEST if high < least or low > most else MOST
 
 
-def joined(rows: Sequence[Row]) -> Row:
-    """One measurement out of those of several processes; the evidence of all is kept.
+def ratio_of(blocks: BlockRun) -> Ratio:
+    """Plan over anchor, paired by round: the median, and its 95 % interval.
 
     Of the calmer half only, where that tells more: where neighbours disturbed the others.
     """
-    whole = Row.joined(rows)
-    if len(rows) < 2 * FEWEST:
+    plan, anchor = (blocks.block_medians_ms(name) for name in (PLAN, ANCHOR))
+    whole = _median(plan / anchor)
+    if blocks.processes < 2 * FEWEST:
         return whole
-    candidate = np.array([row.candidate.median_ms() for row in rows])
-    anchor = np.array([row.anchor_ms for row in rows])
-    calmer = zip(rows, calmer_half(candidate, anchor), strict=True)
-    half = Row.joined([row for row, calm in calmer if calm])
-    best = min((whole, half), key=lambda row: relative_half(row.ratio, row.ratio_ci95))
-    return replace(whole, ratio=best.ratio, ratio_ci95=best.ratio_ci95)
+    calm = _median((plan / anchor)[calmer_half(plan, anchor)])
+    return min((whole, calm), key=lambda found: relative_half(*found))
+
+
+def _median(ratios: NDArray[np.float64]) -> Ratio:
+    return float(np.median(ratios)), bootstrap_ci95(ratios)

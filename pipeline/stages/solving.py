@@ -67,7 +67,7 @@ class Solving:
         self.fabric, self.data = fabric_of(context.run), data_of(context)
         self.lpnet = LPNet.open(context.run.folder / "calibrate", self.skeleton)
         self.history: list[Epoch] = []
-        anchor = context.run.read("calibrate", f"{ANCHOR}{self.target.engine_suffix}")
+        self.anchor = context.run.read("calibrate", f"{ANCHOR}{self.target.engine_suffix}")
         if not (context.partial / DATABASE).exists():
             copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
@@ -80,7 +80,7 @@ class Solving:
             Referee(context, self.target).candidate_batches,
             frozenset(settled_keep_fp32(context.run)),
         )
-        bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=anchor)
+        bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=self.anchor)
         self.bench = stack.enter_context(bench)
         self.prepare = context.run.options("prepare", PrepareOptions)
         self.model = dense_model(context)
@@ -142,12 +142,12 @@ class Solving:
     def measured(
         self, widths: WidthVector, between: tuple[float, float] = (0.0, math.inf)
     ) -> LatencyRecord:
-        """Build the widths and time them in several processes; a resumed run reads it back.
+        """Build the widths and time them as verify does; a resumed run reads it back.
 
         Ratios that surely do not lie `between` these two need not be known well.
         """
         sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        several = SeveralProcesses(self.bench, self._timed, between)
+        several = SeveralProcesses(self.bench, self.anchor, self._timed, between)
         measure_all(several, self.plans, [widths], precision=PLAN_PRECISION)
         proposed = self.plans.records(sha256, fingerprint)
         found = [record for record in proposed if record.widths == widths]
@@ -160,7 +160,7 @@ class Solving:
         return found[0]
 
     def _timed(self, processes: int, most: int) -> None:
-        self.context.reporter.progress("processes that time the plan", processes, most)
+        self.context.reporter.progress("fresh processes that time the plan", processes, most)
 
     def records(self) -> tuple[LatencyRecord, ...]:
         """All that is measured of this network on this target, each width vector once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -23,23 +25,22 @@ def test_the_luck_of_processes_is_told_from_that_of_measurements(
     assert found[1] == pytest.approx(between, rel=0.05, abs=0.003)
 
 
-def test_a_case_is_measured_and_told() -> None:
-    case = Case("wgates:resnet20", 16, 0.5, "ort-cpu")
-    bench, widths = luck._bench(case)
-    found = luck.timed(bench, widths, precision=0.04, times=2)
-    assert len(found.ratios) == 2
-    assert all(0.1 < ratio < 0.9 for ratio in found.ratios)
-    assert 0.05 < found.seconds < 60
+def test_a_case_is_measured_together_and_apart(tmp_path: Path) -> None:
+    subject = luck._subject(Case("wgates:resnet20", 16, 0.5, "ort-cpu"), tmp_path)
+    for found, count in ((subject.together(2), 2), (subject.apart(), 1)):
+        assert len(found.ratios) == count
+        assert all(0.1 < ratio < 0.9 for ratio in found.ratios)
+        assert 0.05 < found.seconds < 60
 
 
-def test_a_minute_of_brief_looks_tells_more_where_processes_differ() -> None:
-    long = [luck.Timed([0.5, 0.5], seconds=5.0), luck.Timed([0.52, 0.52], seconds=5.0)] * 2
-    short = [luck.Timed(each.ratios[:1], seconds=1.25) for each in long]
-    found = luck.case(long, short)
+def test_a_minute_of_short_rounds_tells_more_where_processes_differ() -> None:
+    together = [luck.Timed([0.5, 0.5], seconds=5.0), luck.Timed([0.52, 0.52], seconds=5.0)] * 2
+    apart = [luck.Timed(each.ratios[:1], seconds=1.25) for each in together]
+    found = luck.case(together, apart)
     assert found["within"] == 0.0
-    assert found["between"] == pytest.approx(found["brief"])
+    assert found["between"] == pytest.approx(found["apart"])
     assert found["minute"] == pytest.approx(1.96 * found["between"] / 12**0.5)
-    assert found["brief_minute"] == pytest.approx(found["minute"] / 2)
+    assert found["apart_minute"] == pytest.approx(found["minute"] / 2)
     cases = {"resnet20": found}
     result = {"times": 2, "processes": 4, "plans": {"fewest": 6, "most": 36}, "cases": cases}
     assert "| resnet20 | 0.0% | 2.3% | 1.3% (5.0) | 0.6% (1.2) |" in table(result)

@@ -134,6 +134,19 @@ def test_a_process_that_leaves_by_itself_is_an_error(isolated: IsolatedBench) ->
     assert not isinstance(caught.value, CandidateLostError)
 
 
+def test_an_engine_is_built_there_and_not_timed(isolated: IsolatedBench, tmp_path: Path) -> None:
+    engine = tmp_path / "plan.json"
+    isolated.build(widths(32), engine)
+    with load_target("faulty", OPTIONS).load(engine) as loaded:
+        found_ms = loaded.time_ms(1).median_ms()
+    assert found_ms == pytest.approx(known_ns(SKELETON, (16, 32)) / 1e6, rel=1e-4)
+    assert "time" not in isolated.phases.seconds
+    with pytest.raises(CandidateLostError, match="ended the measuring process by SIGSEGV"):
+        isolated.build(widths(CRASH), engine)
+    with pytest.raises(MeasuringError, match="the runtime refuses this one"):
+        isolated.build(widths(FAIL, first=8), engine)
+
+
 def test_an_expected_failure_is_told_in_its_own_words(isolated: IsolatedBench) -> None:
     with pytest.raises(MeasuringError, match="the runtime refuses this one"):
         isolated.row(widths(FAIL, first=8))

@@ -1,115 +1,186 @@
-"""How many processes a network that must be known well is timed in."""
+"""In how many rounds a network that must be known well is timed, and what they come to."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from calibration import several
+from calibration.errors import CandidateLostError
 from calibration.isolated import IsolatedBench
+from calibration.jobs import Setup
 from calibration.phases import Phases
 from calibration.rows import Row
-from calibration.several import FEWEST, MOST, SeveralProcesses, joined
+from calibration.several import ANCHOR, FEWEST, MOST, PLAN, SeveralProcesses, ratio_of
 from calibration.widths import WidthVector
+from targets.base import TargetOptions
+from targets.blocks import BlockRun
+from targets.errors import EngineError
+from targets.fake import FakeTarget
 from targets.samples import Samples
 
-from .test_database import FINGERPRINT, SKELETON, comparison
+from .chain import BATCH, chain
+from .test_measure import known_ns
 
-WIDTHS = WidthVector(("conv",), (8,))
+SKELETON = chain((32, 48))
+OPTIONS = TargetOptions(batch=BATCH)
+TARGET = FakeTarget(OPTIONS)
+WIDTHS = WidthVector(SKELETON.groups.names, (16, 24))
+ANCHOR_MS = 2.0
 
-
-class Bench:
-    """Each of its processes finds its own ratio, known to 0.1 %."""
-
-    skeleton_sha256, fingerprint = SKELETON, FINGERPRINT
-
-    def __init__(self, ratios: Iterable[float]) -> None:
-        self.phases, self._ratios, self.rows = Phases(), iter(ratios), list[Row]()
-        self._ratio = math.nan
-
-    def renew(self) -> None:
-        self._ratio = next(self._ratios)
-
-    def row(self, widths: WidthVector, *, precision: float) -> Row:
-        interval = (0.999 * self._ratio, 1.001 * self._ratio)
-        found = replace(comparison(1), ratio=self._ratio, ratio_ci95=interval)
-        self.rows.append(Row.of(SKELETON, FINGERPRINT, widths, found))
-        return self.rows[-1]
+Pairs = Iterable[tuple[float, float]]  # a round's medians in ms: plan, anchor
 
 
-def several(
-    ratios: Iterable[float], between: tuple[float, float] = (0.0, math.inf)
-) -> tuple[Row, list[Row]]:
-    bench = Bench(ratios)
-    told: list[tuple[int, int]] = []
-    measurer = SeveralProcesses(
-        cast("IsolatedBench", bench), lambda *done: told.append(done), between
-    )
-    assert (measurer.skeleton_sha256, measurer.fingerprint) == (SKELETON, FINGERPRINT)
-    found = measurer.row(WIDTHS, precision=0.01)
-    assert told == [(done, MOST) for done in range(1, len(bench.rows) + 1)]
-    return found, bench.rows
+@pytest.fixture
+def bench() -> Iterator[IsolatedBench]:
+    setup = Setup(SKELETON, "fake", OPTIONS, TARGET.fingerprint())
+    with IsolatedBench(setup, Phases(), limit_s=30) as made:
+        yield made
 
 
-def test_processes_that_agree_are_soon_enough() -> None:
-    found, rows = several(itertools.cycle((0.50, 0.501)))
-    assert len(rows) == FEWEST
-    assert found.ratio == pytest.approx(math.sqrt(0.50 * 0.501))
+@pytest.fixture
+def anchor(tmp_path: Path) -> Path:
+    return TARGET.build(SKELETON.onnx_bytes, tmp_path / "anchor.json").engine
 
 
-def test_processes_with_unlike_luck_call_for_more() -> None:
-    found, rows = several((0.49, 0.51, 0.49, 0.51, *[0.5] * MOST))
-    assert FEWEST < len(rows) < MOST
-    low, high = found.ratio_ci95
-    assert high - low == pytest.approx(0.01, rel=0.15)
-    assert low < 0.5 < high
+def block(ms: float) -> Samples:
+    wall_ns = np.full(9, round(1e6 * ms), np.int64)
+    return Samples(wall_ns, wall_ns, np.zeros(9, np.int64))
+
+
+def blocks_of(pairs: Pairs) -> BlockRun:
+    plan, anchor = zip(*pairs, strict=True)
+    both = {PLAN: tuple(map(block, plan)), ANCHOR: tuple(map(block, anchor))}
+    return BlockRun(TARGET.fingerprint(), both)
+
+
+def at(*ratios: float) -> list[tuple[float, float]]:
+    return [(ratio * ANCHOR_MS, ANCHOR_MS) for ratio in ratios]
+
+
+def lucky(deviation: float) -> list[tuple[float, float]]:
+    """As many rounds as there can be, around 0.5; each network has its own luck in each."""
+    plan, anchor = np.exp(deviation * np.random.default_rng(0).standard_normal((2, MOST)))
+    return [(0.5 * ANCHOR_MS * p, ANCHOR_MS * a) for p, a in zip(plan, anchor, strict=True)]
+
+
+def scripted(pairs: Pairs) -> Callable[..., BlockRun]:
+    """Stands in for `measure_blocks`: rounds that come to these times."""
+
+    def measure(
+        target: str, options: TargetOptions, engines: Mapping[str, Path], **named: Any
+    ) -> BlockRun:
+        assert (target, options, engines.keys()) == ("fake", OPTIONS, {PLAN, ANCHOR})
+        assert all(path.exists() for path in engines.values())
+        done: list[tuple[float, float]] = []
+        for pair in itertools.islice(pairs, named["processes"]):
+            done.append(pair)
+            if named["stop"](blocks_of(done)):
+                break
+        return blocks_of(done)
+
+    return measure
+
+
+@pytest.fixture
+def timed(
+    bench: IsolatedBench, anchor: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Row, int]]:
+    """The row that such rounds lead to, and how many there were."""
+
+    def call(pairs: Pairs, between: tuple[float, float] = (0.0, math.inf)) -> tuple[Row, int]:
+        monkeypatch.setattr(several, "measure_blocks", scripted(pairs))
+        told: list[tuple[int, int]] = []
+        measurer = SeveralProcesses(bench, anchor, lambda *done: told.append(done), between)
+        row = measurer.row(WIDTHS, precision=0.01)
+        assert told == [(done, MOST) for done in range(1, len(told) + 1)]
+        return row, len(told)
+
+    return call
+
+
+def test_rounds_that_agree_are_soon_enough(timed: Callable[..., tuple[Row, int]]) -> None:
+    row, rounds = timed(at(*[0.50, 0.501] * MOST))
+    assert rounds == FEWEST
+    assert row.ratio == pytest.approx(0.5005)
+    assert row.ratio_ci95 == pytest.approx((0.50, 0.501))
+    assert (row.skeleton, row.widths) == (SKELETON.sha256, WIDTHS)
+    assert row.fingerprint == TARGET.fingerprint()
+
+
+def test_the_evidence_of_all_rounds_is_kept(timed: Callable[..., tuple[Row, int]]) -> None:
+    row, rounds = timed(at(*[0.50, 0.501] * MOST))
+    assert len(row.candidate) == len(row.anchor) == 9 * rounds
+    assert row.anchor_ms == ANCHOR_MS
+    assert row.candidate.median_ms() == pytest.approx(0.5005 * ANCHOR_MS, rel=2e-3)
+
+
+def test_rounds_with_unlike_luck_call_for_more(timed: Callable[..., tuple[Row, int]]) -> None:
+    row, rounds = timed(at(*(0.49, 0.51) * 3, *[0.5] * MOST))
+    assert FEWEST < rounds < MOST
+    low, high = row.ratio_ci95
+    assert (high - low) / 2 <= 0.01 * row.ratio
+    assert low <= 0.5 <= high
 
 
 @pytest.mark.parametrize(
     ("between", "fewer"),
-    [((0.5, 0.6), False), ((0.4, 0.5), False), ((0.6, 0.7), True), ((0.3, 0.4), True)],
+    [((0.48, 0.6), False), ((0.4, 0.52), False), ((0.6, 0.7), True), ((0.3, 0.4), True)],
 )
 def test_what_surely_is_not_looked_for_need_not_be_known_well(
-    between: tuple[float, float], fewer: bool
+    timed: Callable[..., tuple[Row, int]], between: tuple[float, float], fewer: bool
 ) -> None:
-    _, rows = several(itertools.cycle((0.47, 0.53)), between)
-    assert len(rows) == (2 * FEWEST if fewer else MOST)
+    _, rounds = timed(lucky(0.04), between)
+    assert rounds == (2 * FEWEST if fewer else MOST)
 
 
-def test_processes_that_neighbours_disturbed_do_not_count() -> None:
-    calm, slowed = (Row.of(SKELETON, FINGERPRINT, WIDTHS, comparison(1)) for _ in range(2))
-    slowed = replace(
-        slowed,
-        ratio=1.3 * calm.ratio,
-        ratio_ci95=(1.29 * calm.ratio, 1.31 * calm.ratio),
-        candidate=slower(calm.candidate, 1.5),
-        anchor=slower(calm.anchor, 1.15),
-    )
-    found = joined([calm, calm, slowed] * FEWEST)
-    assert found.ratio == pytest.approx(calm.ratio)
-    assert len(found.anchor) == 3 * FEWEST * len(calm.anchor)
-    assert joined([calm, slowed]).ratio == pytest.approx(math.sqrt(1.3) * calm.ratio)
+def test_no_network_is_timed_for_ever(timed: Callable[..., tuple[Row, int]]) -> None:
+    row, rounds = timed(lucky(0.2))
+    assert rounds == MOST
+    assert row.ratio_ci95[0] < 0.5 < row.ratio_ci95[1]
 
 
-def slower(samples: Samples, factor: float) -> Samples:
-    return replace(samples, wall_ns=np.round(factor * samples.wall_ns).astype(np.int64))
+def test_rounds_that_neighbours_disturbed_do_not_count() -> None:
+    generator = np.random.default_rng(0)
+    calm = [(0.5 * ANCHOR_MS * luck, ANCHOR_MS) for luck in generator.uniform(0.99, 1.01, FEWEST)]
+    slowed = [(1.5 * plan, 1.15 * anchor) for plan, anchor in calm]
+    ratio, (low, high) = ratio_of(blocks_of([*calm, *slowed]))
+    assert ratio == pytest.approx(0.5, rel=0.01)
+    assert (high - low) / ratio < 0.03
+    few, _ = ratio_of(blocks_of([*calm[: FEWEST // 2], *slowed[: FEWEST // 2]]))
+    assert few > 0.52, "too few to choose between"
 
 
-def test_no_network_is_timed_for_ever() -> None:
-    found, rows = several(itertools.cycle((0.4, 0.6)))
-    assert len(rows) == MOST
-    assert found.ratio == pytest.approx(math.sqrt(0.4 * 0.6))
+def test_a_plan_is_timed_in_processes_of_its_own(bench: IsolatedBench, anchor: Path) -> None:
+    measurer = SeveralProcesses(bench, anchor)
+    row = measurer.row(WIDTHS)
+    expected = known_ns(SKELETON, (16, 24)) / known_ns(SKELETON, (32, 48))
+    assert row.ratio == pytest.approx(expected, rel=1e-3)
+    assert row.fingerprint == measurer.fingerprint == TARGET.fingerprint()
+    assert {"build", "time"} <= measurer.phases.seconds.keys()
 
 
-def test_the_evidence_of_all_processes_is_kept() -> None:
-    found, rows = several([0.5] * FEWEST)
-    wall_ns = np.concatenate([row.candidate.wall_ns for row in rows])
-    assert found.candidate.wall_ns.tolist() == wall_ns.tolist()
-    assert len(found.anchor) == sum(len(row.anchor) for row in rows)
-    assert found.doubts == rows[0].doubts  # each once
-    assert found.widths == WIDTHS
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_plan_whose_process_fails_twice_is_lost(
+    bench: IsolatedBench, anchor: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    left, measure = iter(range(failures)), scripted(at(*[0.5] * MOST))
+
+    def failing(*args: Any, **named: Any) -> BlockRun:
+        for _ in left:
+            raise EngineError("the timing process failed: killed", fix="again")
+        return measure(*args, **named)
+
+    monkeypatch.setattr(several, "measure_blocks", failing)
+    measurer = SeveralProcesses(bench, anchor)
+    if failures == 1:
+        assert measurer.row(WIDTHS).ratio == 0.5
+        return
+    with pytest.raises(CandidateLostError, match="could not be timed: the timing process failed"):
+        measurer.row(WIDTHS)
