@@ -66,6 +66,20 @@ def filters(model: nn.Module, piece: Slice, rows: Tensor | None) -> Tensor:
     return own.reshape(len(piece.rows), -1)
 
 
+def filters_beside(
+    model: nn.Module, piece: Slice, rows: Tensor | None, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`filters` and the (rows * m*k*k,) weights of their values, in an order that both share.
+
+    That in which filters lie channels last, if they do: a training would hold a copy of them all.
+    """
+    bank = model.get_parameter(piece.tensor)
+    if rows is not None or piece.dim != 0 or bank.dim() != 4 or bank.is_contiguous():
+        return filters(model, piece, rows), weights
+    ordered = weights.view(-1, *bank.shape[1:]).permute(0, 2, 3, 1)
+    return bank.permute(0, 2, 3, 1).reshape(len(piece.rows), -1), ordered.reshape(-1)
+
+
 def l1_norm(model: nn.Module, group: ChannelGroup) -> Tensor:
     """(channels,) mean |weight| of the filters that make each channel."""
     banks = [filters_of(model, piece) for piece in producers(model, group)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from calibration.widths import ChannelGroup, ChannelGroups
 from pipeline.pruning.emptied import let_go
-from pipeline.pruning.filters import filters, filters_of, own_rows, producers
+from pipeline.pruning.filters import filters_beside, filters_of, own_rows, producers
 from pipeline.pruning.masking import masked as masked
 from pipeline.pruning.row_scores import row_scores, standardised
 from pipeline.pruning.start import Start, first_scores, fitted
@@ -67,9 +67,9 @@ class GroupGate(nn.Module):
         """(channels,) scores, the mean over the group's producers."""
         total = torch.zeros((), device=next(self.parameters()).device)
         for piece, rows, layer in zip(self.producers, self.rows, self.layers(), strict=True):
-            bank = filters(model, piece, rows)
+            bank, weights = filters_beside(model, piece, rows, layer.weight[0])
             bank = bank.detach() if detach_input else bank
-            total = total + row_scores(bank, layer.weight[0]) + layer.bias
+            total = total + row_scores(bank, weights) + layer.bias
         return total / len(self.producers)
 
     def forward(self, scores: Tensor) -> Tensor:

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from calibration.widths import ChannelGroup, Slice
-from pipeline.pruning.filters import producers, readers, squares
+from pipeline.pruning.filters import (
+    filters_beside,
+    filters_of,
+    own_rows,
+    producers,
+    readers,
+    squares,
+)
 
 from .networks import Net, Network, conv, named
 
@@ -52,3 +60,30 @@ def test_a_channel_that_a_flatten_spread_owns_all_its_columns() -> None:
     with torch.no_grad():
         by_hand = model.head.weight.square().sum(0).view(4, 2).sum(1)
         torch.testing.assert_close(squares(model, piece), by_hand)
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("last", [True, False])
+def test_filters_are_not_copied_however_they_lie(each: int, last: bool) -> None:
+    """`each` rows a channel, as where several layers' channels are joined."""
+    model = Net(lambda s, x: s.a(x), a=conv(3, 8))
+    rows = tuple(tuple(range(first, first + each)) for first in range(0, 8, each))
+    piece = Slice("a.weight", 0, rows)
+    weights = torch.randn(each * 3 * 9)
+    expected = filters_of(model, piece) @ weights
+    model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    own = own_rows(model, piece)
+    assert own is None
+    bank, ordered = filters_beside(model, piece, own, weights)
+    assert bank.data_ptr() == model.a.weight.data_ptr()
+    torch.testing.assert_close(bank @ ordered, expected)
+
+
+def test_filters_out_of_order_are_put_in_order() -> None:
+    model = Net(lambda s, x: s.a(x), a=conv(3, 4))
+    piece = Slice("a.weight", 0, ((2,), (0,), (3,), (1,)))
+    weights = torch.randn(27)
+    expected = filters_of(model, piece) @ weights
+    model.to(memory_format=torch.channels_last)
+    bank, ordered = filters_beside(model, piece, own_rows(model, piece), weights)
+    torch.testing.assert_close(bank @ ordered, expected)
