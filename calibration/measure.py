@@ -63,7 +63,7 @@ class Bench:
         candidate that dear had better be known well.
         """
         # the engine must be a file: what is timed is what would be shipped
-        with scratch(self._folder()) as folder:
+        with scratch(self.slicer.skeleton.onnx_bytes) as folder:
             path = folder / f"candidate{self.target.engine_suffix}"
             shares = limit_s / LOADS, self.build(widths, path) / LOADS
             timed = partial(self._timed, path, precision, *shares)
@@ -100,16 +100,15 @@ class Bench:
         found = self.compare(widths, precision=precision)
         return Row.of(self.slicer.sha256, self.target.fingerprint(), widths, found)
 
-    def _folder(self) -> Path | None:
-        """Memory that looks like a folder, where there is enough; None: the usual place."""
-        needed = ROOM * len(self.slicer.skeleton.onnx_bytes)
-        roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= needed
-        return MEMORY if roomy and _is_writable(MEMORY) else None
-
 
 @contextmanager
-def scratch(parent: Path | None) -> Iterator[Path]:
-    """A folder for one candidate; nobody else removes it while it is locked."""
+def scratch(graph: bytes) -> Iterator[Path]:
+    """A folder for one candidate of a dense graph; nobody else removes it while it is locked.
+
+    In memory, where there is enough.
+    """
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= ROOM * len(graph)
+    parent = MEMORY if roomy and _is_writable(MEMORY) else None
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent) as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:

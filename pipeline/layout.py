@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,5 +59,7 @@ def _refusal(model: nn.Module, images: Tensor) -> str:
             found = model(images.contiguous(memory_format=torch.channels_last))
     except RuntimeError as error:
         return str(error)
-    off = float((found - expected).abs().max())
-    return "" if off <= ALIKE * float(expected.abs().max()) else f"its logits are off by {off:g}"
+    largest, off = float(expected.abs().max()), float((found - expected).abs().max())
+    if not math.isfinite(largest) or off <= ALIKE * largest:
+        return ""
+    return f"its logits are off by {off:g}"

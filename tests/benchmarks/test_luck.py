@@ -43,4 +43,6 @@ def test_a_minute_of_short_rounds_tells_more_where_processes_differ() -> None:
     assert found["apart_minute"] == pytest.approx(found["minute"] / 2)
     cases = {"resnet20": found}
     result = {"times": 2, "processes": 4, "plans": {"fewest": 6, "most": 36}, "cases": cases}
-    assert "| resnet20 | 0.0% | 2.3% | 1.3% (5.0) | 0.6% (1.2) |" in table(result)
+    assert "| resnet20 | 0.0% | 2.3% | 1.3% (5.0) | 0.6% (1.2) | 1.000 (0.969 to 1.032) |" in table(
+        result
+    )

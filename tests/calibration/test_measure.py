@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from calibration import measure
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.measure import LONGEST_S, Bench, abandoned, measure_all, remove_abandoned, scratch
@@ -195,12 +196,15 @@ def test_a_machine_without_such_a_folder_uses_the_disk(
     assert {"slice", "build", "load", "time"} <= set(ready.phases.to_json()["seconds"])
 
 
-def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "MEMORY", tmp_path)
     left, other = tmp_path / "wgates-left", tmp_path / "other"
     for folder in (left, other):
         folder.mkdir()
         (folder / "candidate.onnx").write_bytes(b"engine")
-    with scratch(tmp_path) as in_use:
+    with scratch(b"graph") as in_use:
         assert list(abandoned(tmp_path)) == [left]
         assert remove_abandoned(tmp_path) == 0  # too young
         assert remove_abandoned(tmp_path, older_than_s=0) == 1

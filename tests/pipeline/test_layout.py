@@ -89,3 +89,10 @@ def test_other_logits_are_a_refusal() -> None:
 )
 def test_where_it_is_known_to_be_faster(device: str, precision: str, faster: bool) -> None:
     assert is_faster(torch.device(device), precision) == faster
+
+
+def test_logits_that_are_no_numbers_are_no_refusal() -> None:
+    """Training says so, in words that name what to do."""
+    model = Joined(1)
+    nn.init.constant_(model.linear.weight, float("nan"))
+    assert not refusal(model, torch.randn(2, 3, 8, 8))
