@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from calibration import measure
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
 from calibration.measure import LONGEST_S, Bench, abandoned, measure_all, remove_abandoned, scratch
@@ -199,7 +198,7 @@ def test_a_machine_without_such_a_folder_uses_the_disk(
 def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "MEMORY", tmp_path)
+    monkeypatch.setattr("calibration.measure.MEMORY", tmp_path)
     left, other = tmp_path / "wgates-left", tmp_path / "other"
     for folder in (left, other):
         folder.mkdir()
