@@ -124,17 +124,20 @@ class SeveralProcesses:
 
 
 def ratio_of(blocks: BlockRun) -> Ratio:
-    """Plan over anchor, paired by round: the median, and its 95 % interval.
+    """Plan over anchor, paired by round: the geometric mean, and its 95 % interval.
 
     Of the calmer half only, where that tells more: where neighbours disturbed the others.
     """
     plan, anchor = (blocks.block_medians_ms(name) for name in (PLAN, ANCHOR))
-    whole = _median(plan / anchor)
+    whole = _mean(plan / anchor)
     if blocks.processes < 2 * FEWEST:
         return whole
-    calm = _median((plan / anchor)[calmer_half(plan, anchor)])
+    calm = _mean((plan / anchor)[calmer_half(plan, anchor)])
     return min((whole, calm), key=lambda found: relative_half(*found))
 
 
-def _median(ratios: NDArray[np.float64]) -> Ratio:
-    return float(np.median(ratios)), bootstrap_ci95(ratios)
+def _mean(ratios: NDArray[np.float64]) -> Ratio:
+    """Luck with memory comes in kinds, between which a median jumps."""
+    logs = np.log(ratios)
+    low, high = bootstrap_ci95(logs, np.mean)
+    return math.exp(float(logs.mean())), (math.exp(low), math.exp(high))

@@ -68,7 +68,8 @@ class Round:
         By how much can only be told as well as the latency is known; another plan costs a minute.
         """
         nearest_ms = self.most_ms * (1 - self._above / 2)
-        return self.safe and self.measured_ms >= min(least_ms, nearest_ms)
+        surely_faster = (1 + self._above) * self.measured_ms < least_ms
+        return self.safe and not surely_faster and self.measured_ms >= min(least_ms, nearest_ms)
 
     def to_json(self) -> dict[str, Any]:
         return {
