@@ -82,6 +82,8 @@ def test_plan_may_be_faster_by_what_its_latency_is_not_known_to() -> None:
     assert round_of(0.57, 0.59).fits(least_ms)
     assert not round_of(0.56, 0.58).fits(least_ms)  # by half of that: there is time for another
     assert not round_of(0.58, 0.60).fits(least_ms)
+    assert round_of(0.54, 0.59).fits(least_ms)
+    assert not round_of(0.54, 0.58).fits(least_ms)  # however little is known, that it is too fast
 
 
 def test_plan_that_is_as_far_below_the_budget_as_was_asked_gives_nothing_away() -> None:
