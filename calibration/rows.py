@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from calibration.widths import WidthVector, whole
 from targets.fingerprint import Fingerprint
-from targets.loads import Loads, mean_ratio
+from targets.loads import Loads
 from targets.samples import Samples
 from targets.timing import Comparison
 
@@ -62,19 +61,6 @@ class Row:
             comparison.calls_per_round,
             comparison.doubts(),
             datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    @classmethod
-    def joined(cls, rows: Sequence[Row]) -> Row:
-        """One measurement out of several independent ones of the same widths."""
-        ratio, ratio_ci95 = mean_ratio(rows)
-        return replace(
-            rows[-1],
-            ratio=ratio,
-            ratio_ci95=ratio_ci95,
-            candidate=Samples.concatenate(row.candidate for row in rows),
-            anchor=Samples.concatenate(row.anchor for row in rows),
-            doubts=tuple(dict.fromkeys(doubt for row in rows for doubt in row.doubts)),
         )
 
     @property

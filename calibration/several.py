@@ -76,7 +76,7 @@ class SeveralProcesses:
             self.bench.build(widths, engine)
             with self.phases.spent_on(TIMING):
                 blocks = self._timed(engine, precision)
-        ratio, ratio_ci95 = ratio_of(blocks)
+        ratio, ratio_ci95 = plan_ratio(blocks)
         return Row(
             self.skeleton_sha256,
             blocks.fingerprint,
@@ -116,14 +116,14 @@ class SeveralProcesses:
         """Rounds after which there are no more."""
         if blocks.processes < FEWEST:
             return FEWEST
-        ratio, (low, high) = ratio_of(blocks)
+        ratio, (low, high) = plan_ratio(blocks)
         if relative_half(ratio, (low, high)) <= precision:
             return FEWEST
         least, most = self.between
         return 2 * FEWEST if high < least or low > most else MOST
 
 
-def ratio_of(blocks: BlockRun) -> Ratio:
+def plan_ratio(blocks: BlockRun) -> Ratio:
     """Plan over anchor, paired by round: the geometric mean, and its 95 % interval.
 
     Of the calmer half only, where that tells more: where neighbours disturbed the others.

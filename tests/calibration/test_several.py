@@ -17,7 +17,7 @@ from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.phases import Phases
 from calibration.rows import Row
-from calibration.several import ANCHOR, FEWEST, MOST, PLAN, SeveralProcesses, ratio_of
+from calibration.several import ANCHOR, FEWEST, MOST, PLAN, SeveralProcesses, plan_ratio
 from calibration.widths import WidthVector
 from targets.base import TargetOptions
 from targets.blocks import BlockRun
@@ -150,10 +150,10 @@ def test_rounds_that_neighbours_disturbed_do_not_count() -> None:
     generator = np.random.default_rng(0)
     calm = [(0.5 * ANCHOR_MS * luck, ANCHOR_MS) for luck in generator.uniform(0.99, 1.01, FEWEST)]
     slowed = [(1.5 * plan, 1.15 * anchor) for plan, anchor in calm]
-    ratio, (low, high) = ratio_of(blocks_of([*calm, *slowed]))
+    ratio, (low, high) = plan_ratio(blocks_of([*calm, *slowed]))
     assert ratio == pytest.approx(0.5, rel=0.01)
     assert (high - low) / ratio < 0.03
-    few, _ = ratio_of(blocks_of([*calm[: FEWEST // 2], *slowed[: FEWEST // 2]]))
+    few, _ = plan_ratio(blocks_of([*calm[: FEWEST // 2], *slowed[: FEWEST // 2]]))
     assert few > 0.52, "too few to choose between"
 
 
