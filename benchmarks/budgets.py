@@ -222,6 +222,8 @@ def main() -> None:
     for case in cases(given.work, effort, given.only):
         done = {(line["case"], line["budget"]) for line in lines_of(log)}
         budgets = [b for b in case.budgets()[: given.count] if (case.name, b) not in done]
+        if not budgets:
+            continue
         shutil.rmtree(case.pruned, ignore_errors=True)  # its options may be those of older code
         start_from(case.folder, case.pruned)
         for budget in budgets:

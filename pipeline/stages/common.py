@@ -78,20 +78,25 @@ def fabric_of(run: Run) -> Fabric:
 
 def lies_channels_last(context: Context, model: nn.Module) -> bool:
     """Whether this run's networks, one of which is given, are trained with channels innermost."""
-    memo, options = context.run.memo, context.run.options("prepare", PrepareOptions)
-    wanted = options.channels_last
-    if wanted is None:
-        wanted = is_faster(fabric_of(context.run).device, options.train_precision)
-    if not wanted:
-        return False
+    memo = context.run.memo
     if LAYOUT not in memo:
-        images, _ = data_of(context).images("train", 2)
-        device = next(model.parameters()).device
-        reason = refusal(model, images.to(device))
-        memo[LAYOUT] = not reason
-        if reason:
-            context.reporter.say(f"trains channels first, which is slower than last: {reason}")
+        memo[LAYOUT] = _wants_channels_last(context.run) and _takes_channels_last(context, model)
     return bool(memo[LAYOUT])
+
+
+def _wants_channels_last(run: Run) -> bool:
+    options = run.options("prepare", PrepareOptions)
+    if options.channels_last is not None:
+        return options.channels_last
+    return is_faster(fabric_of(run).device, options.train_precision)
+
+
+def _takes_channels_last(context: Context, model: nn.Module) -> bool:
+    images, _ = data_of(context).images("train", 2)
+    reason = refusal(model, images.to(next(model.parameters()).device))
+    if reason:
+        context.reporter.say(f"trains channels first, which is slower than last: {reason}")
+    return not reason
 
 
 def recipe_of(context: Context, model: nn.Module, label: str, epochs: int, fix: str) -> Recipe:
