@@ -17,7 +17,6 @@ from targets.base import TargetOptions
 
 from .project import finish, invoke, start
 
-ALLOWED = 0.05  # of top-1: of 80 validation images one alone is more than the usual percent
 VERDICTS = {"met": 0, "missed": 1, "inconclusive": 3}
 
 
@@ -26,7 +25,6 @@ def run_on(target: str, folder: Path, *flags: str) -> dict[str, object]:
     if reasons := load_target(target, TargetOptions()).is_available():
         pytest.skip("; ".join(reasons))
     plan = ("--config", "plan.toml", "--out", folder.name, "--json")
-    flags = (*flags, "--precision-loss", str(ALLOWED))
     process = start("run", *plan, "--target", target, *flags, cwd=folder.parent)
     code, stdout, stderr = finish(process)
     assert code in (0, 1, 3), stderr
@@ -52,7 +50,7 @@ def test_the_whole_line(target: str, served: set[str], run_until: Callable[[str]
 
     precision = json.loads((folder / "build" / "build.json").read_text())["precision"]
     assert precision["engine"]["n"] > 0
-    assert precision["engine"]["top1_loss"] <= ALLOWED + 1e-9
+    assert precision["engine"]["top1_loss"] <= 0.01 + 1e-9
     assert "nodes kept in fp32" in render_report(folder)
 
     bundle = Bundle.open(folder / "bundle")
@@ -70,7 +68,8 @@ def test_both_int8_forms_are_measured_and_the_choice_holds(
     run_until: Callable[[str], Path],
 ) -> None:
     folder = run_until("calibrate")
-    run_on("openvino-cpu-int8", folder)
+    # what is lost is not asked here: of 80 validation images one is more than the usual percent
+    run_on("openvino-cpu-int8", folder, "--precision-loss", "5%")
     settled = json.loads((folder / "calibrate" / "precision.json").read_text())
     assert [form["quantizer"] for form in settled["forms"]] == ["qdq", "nncf"]
     assert all(form["ratio"] > 0 for form in settled["forms"])
