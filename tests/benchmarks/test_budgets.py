@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.budgets import beside_older, summary
 from benchmarks.budgets_judged import calm_ratios
-from benchmarks.readme_budgets import budgets
+from benchmarks.table_budgets import budgets
 from targets import load_target
 from targets.base import TargetOptions
 from targets.blocks import BlockRun

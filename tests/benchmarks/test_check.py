@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import check, check_engines, check_replay, readme_check
+from benchmarks import check, check_engines, check_replay, table_check
 from benchmarks.check_replay import decide, monte_carlo, replay
 from benchmarks.check_rivals import Block, alarms
 from pipeline.check.boundary import Boundary
@@ -71,7 +71,7 @@ def test_monte_carlo_states_its_goals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_replay._kept(wrong)["false alarms"] is False
 
 
-def test_the_readme_shows_whichever_layers_there_are() -> None:
+def test_the_table_shows_whichever_layers_there_are() -> None:
     silent = alarms([block(2.0)], [block(2.0)])
     live = {"verdict": "pass", "wall_s": 12.0, "processes": 10, "rivals": silent}
     replayed = replay(pool(1.06, 0), pool(1.0, 1), checks=10, most=40, seed=0)
@@ -85,7 +85,7 @@ def test_the_readme_shows_whichever_layers_there_are() -> None:
         },
         "replay": {"truth": truth, "cases": {"5%": {"noisy": replayed}}},
     }
-    text = readme_check.check(result)
+    text = table_check.check(result)
     assert "and checks replayed from recorded blocks" in text
     assert "True slowdowns, measured long: same: +0.1%, 5%: +5.2%." in text
     assert "| A/A, nothing else running | 2 | 100.0% | 0.0% | 0.0% | 0.0% | 0.0% | 0.0% |" in text
@@ -94,10 +94,10 @@ def test_the_readme_shows_whichever_layers_there_are() -> None:
     assert "so 60 are 5 checks that share nothing" in text
     assert "took 12 s (median). No false alarm in 2 says: fewer than 77.6% (95 %)." in text
     result["live"]["cases"]["A/A"]["both"]["shares"]["regression"] = 0.5
-    assert "(median). 1 of 2 were false alarms." in readme_check.check(result)
+    assert "(median). 1 of 2 were false alarms." in table_check.check(result)
     assert "Simulated" not in text
-    assert "eplayed" not in readme_check.check({"live": result["live"]})
-    assert readme_check.check({}) == ""
+    assert "eplayed" not in table_check.check({"live": result["live"]})
+    assert table_check.check({}) == ""
 
 
 def test_live_goals_are_met_or_missed() -> None:

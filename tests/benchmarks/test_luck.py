@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import luck
-from benchmarks.readme_luck import luck as table
 from benchmarks.refill import Case
+from benchmarks.table_luck import luck as table
 
 
 @pytest.mark.parametrize(("within", "between"), [(0.01, 0.05), (0.02, 0.0)])

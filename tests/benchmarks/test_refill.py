@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import refill
-from benchmarks.readme_refill import refill as table
+from benchmarks.table_refill import refill as table
 from calibration.widths import ChannelGroups
 
 from ..calibration.chain import chain

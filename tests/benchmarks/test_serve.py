@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.networks import CLASSES, small_cnn
-from benchmarks.readme_serve import serve as table
 from benchmarks.serve import CLIENTS, FORMS, Block, _measured, _summary
 from benchmarks.serve_bundle import make_bundle
 from benchmarks.serve_clients import Requests, load
+from benchmarks.table_serve import serve as table
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 8, 8), dtype=np.float32)
 

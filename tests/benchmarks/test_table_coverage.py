@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.readme_coverage import coverage
+from benchmarks.table_coverage import coverage
 
 
 def row(name: str, outcome: str, **more: Any) -> dict[str, Any]:

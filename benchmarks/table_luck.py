@@ -1,4 +1,4 @@
-"""The README's table on the luck of processes."""
+"""The table on the luck of processes."""
 
 from __future__ import annotations
 

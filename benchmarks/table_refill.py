@@ -1,4 +1,4 @@
-"""The README's table on caches that another engine's turn left cold."""
+"""The table on caches that another engine's turn left cold."""
 
 from __future__ import annotations
 

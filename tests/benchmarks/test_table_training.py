@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from benchmarks.readme_training import training
+from benchmarks.table_training import training
 
 GATED = {
     "environment": {"machine": {"threads": 1, "device": "a small CPU"}},

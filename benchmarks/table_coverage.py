@@ -1,4 +1,4 @@
-"""The README's table of the networks that can be pruned."""
+"""The table of the networks that can be pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's tables of calibrations: errors on held-out networks, and what speed costs."""
+"""The tables of calibrations: errors on held-out networks, and what speed costs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def calibration(result: Document, candidates: Document, fleet: Document) -> str:
         *_transfers(result["transfer"]),
         _speed(cases, candidates, fleet),
         "",
-        "![predicted against measured latency](benchmarks/results/calibration-scatter.svg)",
+        "![predicted against measured latency](../benchmarks/results/calibration-scatter.svg)",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The README's table of accuracy at equal measured latency."""
+"""The table of accuracy at equal measured latency."""
 
 from __future__ import annotations
 
@@ -53,10 +53,15 @@ def _epochs(form: dict[str, Any]) -> int:
 
 
 def _tables(result: dict[str, Any]) -> Iterator[str]:
+    for network, seeds in _by_network(result):
+        yield from ("", *_table(network, seeds), "", *_remarks(seeds))
+
+
+def _by_network(result: dict[str, Any]) -> Iterator[tuple[str, list[Study]]]:
+    """Each network with its studies, one a seed."""
     for network in result["protocol"]["form"]["networks"]:
         named = result["studies"].items()
-        seeds = [study for name, study in named if name.startswith(f"{network}-seed")]
-        yield from ("", *_table(network, seeds), "", *_remarks(seeds))
+        yield network, [study for name, study in named if name.startswith(f"{network}-seed")]
 
 
 def _protocol(result: dict[str, Any]) -> str:
@@ -143,21 +148,10 @@ def _top1(outcomes: list[dict[str, Any]]) -> str:
 def _remarks(seeds: list[Study]) -> Iterator[str]:
     """Who is ahead by how much; of several variants only how far they lie apart."""
     for budget in _budgets(seeds):
-        met = {
-            name: {seed: 100 * item["test"]["top1"] for seed, item in outcomes.items()}
-            for name, outcomes in _arms(seeds, budget).items()
-            if not any("complaint" in item for item in outcomes.values())
-        }
+        met = _met(seeds, budget)
         if OURS not in met:
             continue
-        met[DENSE] = {
-            seed: 100 * study["dense"]["test"]["top1"] for seed, study in enumerate(seeds)
-        }
-        leads = {
-            name: [met[OURS][seed] - tops[seed] for seed in sorted(met[OURS].keys() & tops)]
-            for name, tops in met.items()
-            if name != OURS and met[OURS].keys() & tops
-        }
+        leads = _leads(met)
         ours = {
             name: mean(tops.values())
             for name, tops in met.items()
@@ -179,6 +173,38 @@ def _remarks(seeds: list[Study]) -> Iterator[str]:
         if len(seeds) > 1
         else f"{images}."
     )
+
+
+def _met(seeds: list[Study], budget: str) -> dict[str, dict[int, float]]:
+    """Top-1 % by arm and seed, of arms that met the budget with every seed they have; the dense."""
+    met = {
+        name: {seed: 100 * item["test"]["top1"] for seed, item in outcomes.items()}
+        for name, outcomes in _arms(seeds, budget).items()
+        if not any("complaint" in item for item in outcomes.values())
+    }
+    return met | {
+        DENSE: {seed: 100 * study["dense"]["test"]["top1"] for seed, study in enumerate(seeds)}
+    }
+
+
+def _leads(met: dict[str, dict[int, float]]) -> Leads:
+    return {
+        name: [met[OURS][seed] - tops[seed] for seed in sorted(met[OURS].keys() & tops)]
+        for name, tops in met.items()
+        if name != OURS and met[OURS].keys() & tops
+    }
+
+
+def best_rivals(result: dict[str, Any]) -> dict[str, list[str]]:
+    """In words, for each network and budget: the lead over the best rival of each kind."""
+    told = {}
+    for network, seeds in _by_network(result):
+        for budget in _budgets(seeds):
+            rivals = _beside(_leads(_met(seeds, budget)), many=True)
+            told[f"{network} at {budget}"] = [
+                f"{_points(lead)} {name}" for name, lead in rivals.items()
+            ]
+    return told
 
 
 def _beside(leads: Leads, many: bool) -> Leads:

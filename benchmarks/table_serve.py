@@ -1,4 +1,4 @@
-"""The README's table on serving over HTTP."""
+"""The table on serving over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of budgets that were asked for, and what was measured."""
+"""The table of budgets that were asked for, and what was measured."""
 
 from __future__ import annotations
 

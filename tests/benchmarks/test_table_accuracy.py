@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.readme_accuracy import accuracy, longer, variants
+from benchmarks.table_accuracy import accuracy, longer, variants
 
 FORM = {
     "networks": ["net"],

@@ -1,4 +1,4 @@
-"""The README's table on `pipeline check`, from whichever layers of its benchmark have run."""
+"""The table on `pipeline check`, from whichever layers of its benchmark have run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's tables on what training costs."""
+"""The tables on what training costs."""
 
 from __future__ import annotations
 
