@@ -24,7 +24,7 @@ from pipeline.bundle import Bundle, sign_bundle, write_bundle
 from pipeline.errors import BundleError
 from pipeline.manifest import Manifest
 from pipeline.signing import make_keys
-from pipeline.stages.solving import read_plan
+from pipeline.stages.learner import read_plan
 from targets import load_target
 from targets.base import TargetOptions
 from targets.errors import DeployError

@@ -79,7 +79,7 @@ class PrepareOptions:
         None, "processes that decode images (unset: one a processor)", least=0, settles=False
     )
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
-    devices: int = option(1, "devices that train together, dense and in fine-tuning", least=1)
+    devices: int = option(1, "devices that train together, in every training", least=1)
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
     seed: int = option(0, "seed of splits, order, initialisation and sampling", least=0, most=2**32)
 

@@ -73,7 +73,7 @@ class Bound:
 
     def loss(self, widths: Tensor, share: float) -> Tensor:
         aim = self.aim.at(share)
-        self.predicted, slope = _priced(self.cost, widths)
+        self.predicted, slope = with_slope(self.cost, widths)
         self.excess = self.predicted / aim - 1
         price = self.multiplier + self.gain * self.excess
         # a negative slope is a wiggle of the predictor: it would reward growth
@@ -93,7 +93,7 @@ class Penalty:
         self.predicted = float("nan")
 
     def loss(self, widths: Tensor, share: float) -> Tensor:
-        self.predicted, slope = _priced(self.cost, widths)
+        self.predicted, slope = with_slope(self.cost, widths)
         linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum()
         value = math.log1p(self.predicted / self.dense)
         return self.multiplier * (value + linear / (self.dense + self.predicted))
@@ -102,7 +102,7 @@ class Penalty:
         """The weight of the cost is given, not learned."""
 
 
-def _priced(cost: Cost, widths: Tensor) -> tuple[float, Tensor]:
+def with_slope(cost: Cost, widths: Tensor) -> tuple[float, Tensor]:
     """The cost of (1, G) widths and its slope (1, G), both without a graph behind them."""
     kept = widths.detach().clone().requires_grad_(True)
     found = cost(kept).sum()

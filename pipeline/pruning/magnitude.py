@@ -67,7 +67,7 @@ class Ranking:
     def solving_epochs(self, epochs: int) -> int:
         return 0
 
-    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
+    def solve(self, trainer: Trainer, goal: Goal | None, *, ramp: bool = True) -> None:
         """Nothing to learn: the scores decide."""
 
     def scores(self) -> Scores:

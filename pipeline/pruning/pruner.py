@@ -38,10 +38,11 @@ class Pruner(Protocol):
     def solving_epochs(self, epochs: int) -> int:
         """How many of the method's epochs it needs to decide; the rest train on fixed masks."""
 
-    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
+    def solve(self, trainer: Trainer, goal: Goal | None, *, ramp: bool = True) -> None:
         """Learn under the goal for the trainer's epochs; `ramp` on the first time.
 
-        The goal's smooth cost takes widths on the trainer's device.
+        The goal's smooth cost takes widths on the trainer's device. Of several processes that train
+        together the first has the goal, and the others none.
         """
 
     def scores(self) -> Scores:

@@ -25,6 +25,7 @@ from pipeline.evaluation import Top1, top1
 from pipeline.pruning.constraint import Aim, Bound, CostTerm, Goal, Penalty
 from pipeline.pruning.emptied import ajar, any_open
 from pipeline.pruning.gates import FilterGates, GateForm, widths_of
+from pipeline.pruning.led import Led
 from pipeline.pruning.masking import gated
 from pipeline.pruning.projection import Projection
 from pipeline.pruning.select import Selector, narrowest
@@ -89,14 +90,16 @@ class WGates:
     def solving_epochs(self, epochs: int) -> int:
         return max(1, round(epochs * self.settings.live_share))
 
-    def solve(self, trainer: Trainer, goal: Goal, *, ramp: bool = True) -> None:
+    def solve(self, trainer: Trainer, goal: Goal | None, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
 
-        With `ramp` the aim may fall from the dense network's cost to the goal's.
+        With `ramp` the aim may fall from the dense network's cost to the goal's. Of several
+        processes the first one's goal holds.
         """
         total = max(1, trainer.recipe.epochs * trainer.steps_per_epoch)
         self.trained.to(trainer.fabric.device)
-        term = self._term(goal, trainer, total, ramp=ramp)
+        led = Led(self._quick(goal), trainer.fabric)
+        term = self._term(led, total, self.settings.ramp_share if ramp else 0.0)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             term.multiplier = trainer.state.get("multiplier", term.multiplier)
@@ -138,11 +141,16 @@ class WGates:
             for group, count in zip(groups, opened, strict=True)
         }
 
-    def _hold(self, selector: Selector, aim: float) -> float:
+    def _hold(self, led: Led, aim: float) -> float:
         """Put the gates on the plan worth most near the one they are on; what it costs."""
-        kept = self.propose(selector, aim).widths().kept
-        self.gates.hold(kept)
-        return float(selector.price(np.array([kept], float))[0])
+
+        def found(goal: Goal) -> list[float]:
+            kept = self.propose(goal.selector, aim).widths().kept
+            return [_price(goal.selector, kept), *kept]
+
+        price, *kept = led.numbers(found, 1 + len(self.gates.names))
+        self.gates.hold([int(count) for count in kept])
+        return price
 
     def refresh(self) -> None:
         """Recompute the gates from the weights as they are now."""
@@ -188,19 +196,26 @@ class WGates:
             "flicker": flicker,
         }
 
-    def _term(self, goal: Goal, trainer: Trainer, steps: int, *, ramp: bool) -> CostTerm:
-        settings, full = self.settings, [self.skeleton.groups.full().kept]
-        falls = settings.ramp_share if ramp else 0.0
+    @staticmethod
+    def _quick(goal: Goal | None) -> Goal | None:
+        """With a shorter search, which is made again and again."""
+        if goal is None:
+            return None
+        return replace(goal, selector=replace(goal.selector, exchanges=1, gains=GAINS))
+
+    def _term(self, led: Led, steps: int, falls: float) -> CostTerm:
+        settings, full = self.settings, self.skeleton.groups.full().kept
+        [aim] = led.numbers(lambda goal: [goal.aim], 1)
         if settings.mode == "projection":
-            hold = functools.partial(self._hold, replace(goal.selector, exchanges=1, gains=GAINS))
-            dense = float(goal.selector.price(np.array(full, float))[0])
-            return Projection(hold, Aim(dense, goal.aim, falls), steps=steps)
-        cost = goal.smooth()
-        dense = float(cost(torch.tensor(full, dtype=torch.float32, device=trainer.fabric.device)))
+            [dense] = led.numbers(lambda goal: [_price(goal.selector, full)], 1)
+            hold = functools.partial(self._hold, led)
+            return Projection(hold, Aim(dense, aim, falls), steps=steps)
+        cost = led.smooth()
+        dense = float(cost(torch.tensor([full], dtype=torch.float32, device=led.fabric.device)))
         if settings.mode == "penalty":
             return Penalty(cost, settings.alpha, dense=dense)
         gain, dual_step = GAIN / max(settings.gate_lr, 1e-12), settings.dual_lr * _pace(steps)
-        return Bound(cost, Aim(dense, goal.aim, falls), gain=gain, dual_step=dual_step)
+        return Bound(cost, Aim(dense, aim, falls), gain=gain, dual_step=dual_step)
 
     def _optimizer(self, pace: float) -> torch.optim.Optimizer:
         settings = self.settings
@@ -235,3 +250,7 @@ class WGates:
 def _pace(steps: int) -> float:
     """Of gates and price, in a training of so many steps."""
     return min(1.0, LIVE_STEPS / steps)
+
+
+def _price(selector: Selector, kept: Sequence[int]) -> float:
+    return float(selector.price(np.array([kept], float))[0])

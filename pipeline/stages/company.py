@@ -1,20 +1,22 @@
 """Several processes on one stage: this one leads and writes, the others only compute.
 
-Each other process runs the same stage on the same run folder with a scratch folder of its own;
-they meet wherever a `Trainer` trains or top-1 is counted.
+Each other process runs the same stage on the same run folder with a scratch folder of its own, and
+may be told something by the first; they meet wherever a `Trainer` trains or top-1 is counted.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -24,27 +26,41 @@ from pipeline.run import Context, Run
 from pipeline.training.devices import Place, make_fabric
 
 FABRIC, PLACE = "fabric", "place"  # in a run's memo
-READY = "ready"
+READY, TOLD = "ready", "told.json"
 PATIENCE_S = 30.0  # for the others to end by themselves
 
 
 @contextmanager
-def company(context: Context) -> Iterator[None]:
-    """Inside, `fabric_of` is one of --devices processes; with one device nothing changes."""
+def company(context: Context, told: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Inside, `fabric_of` is one of --devices processes; with one device nothing changes.
+
+    The others find what they are `told`, which JSON can hold, by `told_by_first`.
+    """
     run = context.run
     options = run.options("prepare", PrepareOptions)
     if options.devices == 1 or FABRIC in run.memo:
         yield
         return
     place = run.memo.get(PLACE)
-    with _others(context, options.devices) if place is None else _joined(run, place):
+    with _others(context, options.devices, told) if place is None else _joined(run, place):
         yield
 
 
+def is_beside(run: Run) -> bool:
+    """Whether this process takes part in a stage that another one leads."""
+    return PLACE in run.memo
+
+
+def told_by_first(context: Context) -> Any:
+    """What the process that leads gave to `company`."""
+    return json.loads((context.partial.parent / TOLD).read_text(encoding="utf-8"))
+
+
 @contextmanager
-def _others(context: Context, count: int) -> Iterator[None]:
+def _others(context: Context, count: int, told: Mapping[str, Any] | None) -> Iterator[None]:
     place = Place.first(count)
     with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / TOLD).write_text(json.dumps(told), encoding="utf-8")
         others = [
             _Other.start(context, Place(rank, count, place.port), Path(scratch))
             for rank in range(1, count)

@@ -9,12 +9,14 @@ from typing import Any
 from calibration.lpnet import LPNet
 from pipeline.errors import BudgetMissedError
 from pipeline.models.weights import save_weights
-from pipeline.options import PrepareOptions, PruneOptions
+from pipeline.options import PruneOptions
 from pipeline.run import Context
 from pipeline.serving import target_of
 from pipeline.stages.closed_loop import ClosedLoop, Limit
 from pipeline.stages.common import skeleton_of
+from pipeline.stages.company import is_beside
 from pipeline.stages.counted import CountLimit, solve_counted
+from pipeline.stages.learner import learn_along
 from pipeline.stages.rounds import Round
 from pipeline.stages.solving import Solving
 
@@ -30,19 +32,20 @@ class Solution:
 
 
 def execute(context: Context) -> None:
-    if context.run.options("prepare", PrepareOptions).devices > 1:
-        # processes that wait for each other would be heard in the measurements in between
-        context.reporter.say("prune: trains on one device")
+    if is_beside(context.run):
+        learn_along(context)
+        return
     with ExitStack() as stack:
         if context.options(PruneOptions).objective == "latency":
             solving, solution = _by_latency(context, stack)
         else:
             solving, solution = _by_count(context, stack)
-        history = [*solving.history, *solving.train_on_masks(solution.chosen.plan)]
+        learner = solving.learner
+        history = [*learner.history, *learner.train_on_masks(solution.chosen.plan)]
     plan = solution.chosen.plan
     context.write_json("plan.json", plan.to_json())
     solution.lpnet.save(context.partial)
-    save_weights(solving.pruner.trained, context.partial / "gated.safetensors")
+    save_weights(learner.pruner.trained, context.partial / "gated.safetensors")
     full = solving.skeleton.groups.full()
     widths = zip(full.groups, full.kept, plan.widths().kept, strict=True)
     context.write_json(

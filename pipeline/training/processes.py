@@ -6,7 +6,7 @@ outside of any forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -47,6 +47,18 @@ def total(value: Tensor, fabric: Fabric) -> Tensor:
     value = value.clone()
     dist.all_reduce(value)
     return value
+
+
+def from_first(find: Callable[[], Sequence[float]], count: int, fabric: Fabric) -> list[float]:
+    """The `count` numbers that the first process finds; the others are told."""
+    if fabric.world_size == 1:
+        return list(find())
+    told = torch.zeros(count, dtype=torch.float64, device=fabric.device)
+    if fabric.is_global_zero:
+        told.copy_(torch.tensor(find(), dtype=torch.float64))
+    dist.broadcast(told, 0)
+    numbers: list[float] = told.tolist()
+    return numbers
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class Course:
     def __init__(self, steps: int, batch: int = 8) -> None:
         self.recipe, self.steps_per_epoch = SimpleNamespace(epochs=1), steps
         self.batch, self.state = batch, dict[str, float]()
-        self.fabric = SimpleNamespace(device=torch.device("cpu"))
+        self.fabric = SimpleNamespace(device=torch.device("cpu"), world_size=1)
         rng = torch.Generator().manual_seed(0)
         self.labels = torch.arange(32) % 10
         self.images = 0.3 * torch.randn(32, 3, 16, 16, generator=rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from pipeline.data.memory import InMemoryImages
 from pipeline.pruning.constraint import Goal
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
-from pipeline.pruning.wgates import GateSettings, WGates
-from pipeline.training import Recipe, Regime, Trainer, Upkeep
+from pipeline.pruning.wgates import BudgetMode, GateSettings, WGates
+from pipeline.training import Recipe, Regime, Trainer
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 SHARE = 0.6  # of the multiply-adds
@@ -46,19 +47,20 @@ def learned_plan(
     fabric: Fabric,
     data: InMemoryImages,
     folder: Path,
-    upkeep: Upkeep = Upkeep(),  # noqa: B008
+    mode: BudgetMode = "projection",
 ) -> dict[str, Any]:
-    """Kept channels after six epochs, the number of open gates, and the last epoch's numbers."""
+    """Kept channels after six epochs, and the number of open gates; only the first has a goal."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = TwoConvs(len(data.card.classes))
     skeleton = trace(model.eval(), data.images("train", 2)[0])
     count = Count.macs(skeleton)
     most = int(SHARE * count.at(skeleton.groups.full()))
-    wgates = WGates(model, skeleton, SETTINGS, multiple=MULTIPLE)
+    wgates = WGates(model, skeleton, replace(SETTINGS, mode=mode), multiple=MULTIPLE)
     recipe = Recipe("gates", 6, 16, 0, "", Regime(channels_last=True))
-    trainer = Trainer(fabric, data, folder, Silent(), recipe, upkeep)
+    trainer = Trainer(fabric, data, folder, Silent(), recipe)
     selector = Selector(skeleton, priced(count), MULTIPLE)
-    wgates.solve(trainer, Goal(lambda: count, selector, most))
+    goal = Goal(lambda: count, selector, most) if fabric.is_global_zero else None
+    wgates.solve(trainer, goal)
     plan = wgates.propose(selector, most)
     return {"plan": plan.to_json(), "open": list(wgates.open_widths())}

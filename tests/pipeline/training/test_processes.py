@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.pruning.wgates import BudgetMode
 from pipeline.training.devices import Place
 
 from .gated import learned_plan
@@ -126,14 +127,15 @@ folder, rank, port = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 own = folder / str(rank)
 own.mkdir()
 fabric = make_fabric("cpu", "32-true", Place(rank, 2, port))
-found = gated.learned_plan(fabric, small.make_data(), own)
+found = gated.learned_plan(fabric, small.make_data(), own, **json.loads(sys.argv[5]))
 (own / "history.json").write_text(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_learn_the_plan_of_one(tmp_path: Path) -> None:
-    alone = learned_plan(FABRIC, make_data(), folder_of(tmp_path, "one"))
+@pytest.mark.parametrize("mode", get_args(BudgetMode))
+def test_two_processes_learn_the_plan_of_one(tmp_path: Path, mode: BudgetMode) -> None:
+    alone = learned_plan(FABRIC, make_data(), folder_of(tmp_path, "one"), mode)
     assert min(alone["open"]) < 16  # something was learned
-    for member in together(tmp_path, program=PRUNER):
+    for member in together(tmp_path, program=PRUNER, mode=mode):
         assert member == json.loads(json.dumps(alone))
