@@ -16,8 +16,8 @@ from pipeline.cli import main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# of docker build, and of benchmarks.faults
-OTHERS = {"--build-arg", "--work"}
+# of docker build, benchmarks.faults and benchmarks.accuracy
+OTHERS = {"--build-arg", "--work", "--form"}
 
 names = [page.relative_to(ROOT).as_posix() for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=names)

@@ -16,7 +16,7 @@ from pipeline.pruning.constraint import Goal
 from pipeline.pruning.groups import trace
 from pipeline.pruning.select import Selector, priced
 from pipeline.pruning.wgates import BudgetMode, GateSettings, WGates
-from pipeline.training import Recipe, Regime, Trainer
+from pipeline.training import Recipe, Regime, Trainer, Upkeep
 
 SETTINGS = GateSettings(gate_lr=1.0, weight_lr=0.02, weight_decay=1e-4, dual_lr=0.8)
 SHARE = 0.6  # of the multiply-adds
@@ -48,6 +48,7 @@ def learned_plan(
     data: InMemoryImages,
     folder: Path,
     mode: BudgetMode = "projection",
+    upkeep: Upkeep = Upkeep(),  # noqa: B008
 ) -> dict[str, Any]:
     """Kept channels after six epochs, and the number of open gates; only the first has a goal."""
     with torch.random.fork_rng():
@@ -58,7 +59,7 @@ def learned_plan(
     most = int(SHARE * count.at(skeleton.groups.full()))
     wgates = WGates(model, skeleton, replace(SETTINGS, mode=mode), multiple=MULTIPLE)
     recipe = Recipe("gates", 6, 16, 0, "", Regime(channels_last=True))
-    trainer = Trainer(fabric, data, folder, Silent(), recipe)
+    trainer = Trainer(fabric, data, folder, Silent(), recipe, upkeep)
     selector = Selector(skeleton, priced(count), MULTIPLE)
     goal = Goal(lambda: count, selector, most) if fabric.is_global_zero else None
     wgates.solve(trainer, goal)

@@ -148,8 +148,8 @@ def test_gates_resumed_inside_an_epoch_learn_the_same_plan(tmp_path: Path, batch
     dying.left = batches
     folder = folder_of(tmp_path, "stopped")
     with pytest.raises(Killed):
-        learned_plan(FABRIC, dying, folder, OFTEN)
-    assert learned_plan(FABRIC, data, folder, OFTEN) == whole
+        learned_plan(FABRIC, dying, folder, upkeep=OFTEN)
+    assert learned_plan(FABRIC, data, folder, upkeep=OFTEN) == whole
 
 
 def test_the_scale_of_half_precision_comes_back() -> None:
