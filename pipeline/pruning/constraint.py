@@ -77,8 +77,7 @@ class Bound:
         self.excess = self.predicted / aim - 1
         price = self.multiplier + self.gain * self.excess
         # a negative slope is a wiggle of the predictor: it would reward growth
-        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum() / aim
-        return price * (linear + self.excess)
+        return price * (sloped(widths, slope.clamp_min(0)) / aim + self.excess)
 
     def ascend(self, share: float) -> None:
         self.multiplier += self.dual_step * min(max(self.excess, -FAIR), FAIR)
@@ -94,12 +93,17 @@ class Penalty:
 
     def loss(self, widths: Tensor, share: float) -> Tensor:
         self.predicted, slope = with_slope(self.cost, widths)
-        linear = ((widths - widths.detach()) * slope.clamp_min(0)).sum()
+        linear = sloped(widths, slope.clamp_min(0))
         value = math.log1p(self.predicted / self.dense)
         return self.multiplier * (value + linear / (self.dense + self.predicted))
 
     def ascend(self, share: float) -> None:
         """The weight of the cost is given, not learned."""
+
+
+def sloped(widths: Tensor, slope: Tensor) -> Tensor:
+    """Zero, with a slope (1, G) in the widths (1, G)."""
+    return ((widths - widths.detach()) * slope).sum()
 
 
 def with_slope(cost: Cost, widths: Tensor) -> tuple[float, Tensor]:

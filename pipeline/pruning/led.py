@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pipeline.pruning.constraint import Goal, with_slope
+from pipeline.pruning.constraint import Goal, sloped, with_slope
 from pipeline.pruning.select import Cost
 from pipeline.training.processes import from_first
 
@@ -41,7 +41,7 @@ class Led:
 
             value, *slope = from_first(found, 1 + widths.numel(), self.fabric)
             line = widths.new_tensor(slope).view_as(widths)
-            return value + ((widths - widths.detach()) * line).sum()
+            return value + sloped(widths, line)
 
         return told
 

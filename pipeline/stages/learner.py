@@ -81,9 +81,9 @@ class Learner:
 
     def train_on_masks(self, plan: Plan) -> list[Epoch]:
         """The method's remaining epochs: weights only, behind the plan's fixed masks."""
-        lesson = Lesson(self.steps, plan=plan, course="steady" if self.history else "holds")
         if self.options.gate_epochs == self.epochs:
             return []
+        lesson = Lesson(self.steps, plan=plan, course="steady" if self.history else "holds")
         with company(self.context, lesson.to_json()):
             return self._train_on_masks(lesson)
 
