@@ -44,9 +44,15 @@ def exposures(records: Sequence[LatencyRecord]) -> Array:
     return found
 
 
+def may_be_off(records: Sequence[LatencyRecord]) -> Array:
+    """(N,) what neighbours may have added to each log ratio, up or down, at worst."""
+    found: Array = LARGE * np.abs(exposures(records))
+    return found
+
+
 def calm(records: Sequence[LatencyRecord]) -> NDArray[np.bool_]:
     """(N,) whether the machine was quiet enough for the ratio to be right."""
-    found: NDArray[np.bool_] = LARGE * np.abs(exposures(records)) <= CALM
+    found: NDArray[np.bool_] = may_be_off(records) <= CALM
     return found
 
 

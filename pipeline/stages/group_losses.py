@@ -156,14 +156,17 @@ def _to_train(
     If none does, the best: what the closed loop then turns to is near them.
     """
     best_first = sorted(answers, key=lambda widths: answers[widths]["loss"])
-    found: list[WidthVector] = []
+    fitting: dict[WidthVector, bool] = {}
     for widths in best_first[:MEASURED]:
-        if len(found) == TRAINED:
+        if sum(fitting.values()) == TRAINED:
             break
-        answers[widths]["fits"] = fits(widths)
-        if answers[widths]["fits"]:
-            found.append(widths)
-    return found or best_first[:TRAINED]
+        fitting[widths] = fits(widths)
+    # how quiet the machine can be is known better now: asked again, what is in doubt is timed again
+    fitting = {widths: fits(widths) for widths in fitting}
+    for widths, does in fitting.items():
+        answers[widths]["fits"] = does
+    found = [widths for widths, does in fitting.items() if does]
+    return found[:TRAINED] or best_first[:TRAINED]
 
 
 def _lost(answer: Answer) -> tuple[float, float]:

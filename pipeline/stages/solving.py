@@ -13,9 +13,8 @@ from calibration.errors import CandidateLostError
 from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
-from calibration.measure import measure_all
 from calibration.phases import Phases
-from calibration.several import PLAN_PRECISION, SeveralProcesses
+from calibration.proposed import ANY, Proposed, Range
 from calibration.widths import Plan, WidthVector
 from pipeline.files import copy_atomically
 from pipeline.options import PruneOptions
@@ -64,6 +63,7 @@ class Solving:
         )
         bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=self.anchor)
         self.bench = stack.enter_context(bench)
+        self.proposed = Proposed(self.bench, self.anchor, self.plans, self._timed)
         self.learner = Learner(context, self._steps())
         self._worth: Worth | None = None
         self.plan_fits = False  # whether the plan that it leads to was measured, and is as wished
@@ -113,25 +113,25 @@ class Solving:
             return {}
         return snapping(step_maps(self.skeleton.groups, self.records()))
 
-    def measured(
-        self, widths: WidthVector, between: tuple[float, float] = (0.0, math.inf)
-    ) -> LatencyRecord:
+    def measured(self, widths: WidthVector, between: Range = ANY) -> LatencyRecord:
         """Build the widths and time them as verify does; a resumed run reads it back.
 
         Ratios that surely do not lie `between` these two need not be known well.
         """
-        sha256, fingerprint = self.skeleton.sha256, self.target.fingerprint()
-        several = SeveralProcesses(self.bench, self.anchor, self._timed, between)
-        measure_all(several, self.plans, [widths], precision=PLAN_PRECISION)
-        proposed = self.plans.records(sha256, fingerprint)
-        found = [record for record in proposed if record.widths == widths]
-        if not found:
-            lost = self.plans.lost(sha256, fingerprint)
+        try:
+            found = self.proposed.record(widths, between)
+        except CandidateLostError as error:
             raise CandidateLostError(
-                f"the network of the plan cannot be measured: it {lost[widths]}",
+                f"the network of the plan cannot be measured: it {error.message}",
                 fix="try another --margin or --min-width, so that another plan is taken",
+            ) from error
+        if self.proposed.in_doubt(widths, between):
+            off = math.expm1(self.proposed.may_be_off(widths))
+            self.context.reporter.say(
+                f"others slowed the machine while a plan of {found.ratio:.3f}x was timed: "
+                f"that may be {off:.0%} off"
             )
-        return found[0]
+        return found
 
     def _timed(self, processes: int, most: int) -> None:
         self.context.reporter.progress("fresh processes that time the plan", processes, most)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -95,6 +96,19 @@ def test_plans_that_fit_are_trained_the_best_first() -> None:
     assert [answers[widths]["loss"] for widths in found] == [1.1, 1.4, 1.5, 2.0]
     fits = [answer.get("fits") for answer in answers.values()]
     assert fits == [True, False, None, True, False, True, True]  # none is measured for nothing
+
+
+def test_plans_are_judged_by_what_is_known_once_all_were_timed() -> None:
+    answers, times = told(*range(MEASURED + 2)), Counter[WidthVector]()
+    slowed, best = WidthVector(("conv",), (16,)), WidthVector(("conv",), (8,))
+
+    def fits(widths: WidthVector) -> bool:
+        times[widths] += 1
+        return times[widths] == (2 if widths == slowed else 1) or widths not in (best, slowed)
+
+    found = _to_train(answers, fits)
+    assert [answers[widths]["loss"] for widths in found] == [1, 2, 3, 4]
+    assert [answers[widths]["fits"] for widths in (best, slowed)] == [False, True]
 
 
 def test_where_no_plan_fits_the_best_are_trained() -> None:
