@@ -69,7 +69,7 @@ def _by_latency(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
     limit = Limit.of(options, context.run.document("calibrate", "calibration.json"))
     loop = ClosedLoop(Solving(context, stack), limit)
     rounds = loop.run()
-    stated = {**limit.to_json(), "aim_ms": loop.aim_ms}
+    stated = {**limit.to_json(), "aim_ms": loop.predicted_aim_ms}
     return loop.solving, Solution(_best(rounds, limit), rounds, stated, loop.lpnet)
 
 

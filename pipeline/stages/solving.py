@@ -70,6 +70,11 @@ class Solving:
         if wants_losses(self.options):
             self._worth = self._by_loss()
 
+    @property
+    def asks_plans(self) -> bool:
+        """Whether plans are measured before any training, to find what groups are worth."""
+        return self._worth is not None and self.options.worth_plans > 1
+
     def learn(
         self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float, fits: Fits
     ) -> None:
@@ -78,7 +83,7 @@ class Solving:
         `smooth` makes, on the training's device, what gates can follow of the cost. Before any
         training, the losses of whole plans settle what groups are worth.
         """
-        if number == 1 and self._worth is not None and self.options.worth_plans > 1:
+        if number == 1 and self.asks_plans:
             self._worth, self.plan_fits = weighed_together(self._subject(cost), aim, fits)
         self.learner.solve(number, Goal(smooth, self._selector(cost), aim))
 

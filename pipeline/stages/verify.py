@@ -147,7 +147,9 @@ def _measure(context: Context, judge: Judge) -> BlockRun:
 def _latency(context: Context, blocks: BlockRun) -> dict[str, Any]:
     lpnet = LPNet.open(context.run.folder / "prune", skeleton_of(context.run))
     assert lpnet.held_out is not None
-    predicted = context.run.document("prune", "prune.json")["predicted_ms"]
+    # what was learned is a ratio to the dense network, which may run faster or slower now
+    pace = blocks.median_ms("dense") / float(lpnet.get_buffer("anchor_ms"))
+    predicted = pace * context.run.document("prune", "prune.json")["predicted_ms"]
     half = lpnet.held_out.interval_95
     return {
         "engine": distribution(blocks, "engine"),

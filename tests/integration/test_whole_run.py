@@ -158,6 +158,17 @@ def test_bundle_gives_the_certified_accuracy(
     assert (found["top1"], found["n"]) == (pytest.approx(right), 80)
 
 
+def test_the_prediction_is_stated_at_the_pace_of_verify(
+    whole_run: Done, certificate: dict[str, Any]
+) -> None:
+    prune = json.loads((whole_run.folder / "prune/prune.json").read_text())
+    chosen = prune["rounds"][-1]
+    calibrated = chosen["measured_ms"] / chosen["ratio"]  # the dense network, as it was timed then
+    dense, predicted = (certificate["latency_ms"][name] for name in ("dense", "predicted"))
+    assert predicted["p50"] / dense["p50"] == pytest.approx(prune["predicted_ms"] / calibrated)
+    assert predicted["ci95"][0] < predicted["p50"] < predicted["ci95"][1]
+
+
 def test_sizes_are_those_of_the_files(whole_run: Done, certificate: dict[str, Any]) -> None:
     for name, file in (
         ("dense", "prepare/dense.safetensors"),
