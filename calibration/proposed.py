@@ -18,12 +18,9 @@ from calibration.errors import CandidateLostError
 from calibration.isolated import IsolatedBench
 from calibration.measure import measure_all
 from calibration.pace import CALM, may_be_off
-from calibration.several import PLAN_PRECISION, SeveralProcesses
+from calibration.several import PLAN_PRECISION, Range, SeveralProcesses
 from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
-
-Range = tuple[float, float]  # of ratios: the least and the most
-ANY: Range = 0.0, math.inf
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,10 @@ class Proposed:
     database: LatencyDatabase
     on_done: Callable[[int, int], None] | None = None  # given the rounds so far, and the most
 
-    def record(self, widths: WidthVector, between: Range = ANY) -> LatencyRecord:
+    def record(self, widths: WidthVector, between: Range | None = None) -> LatencyRecord:
         """Build and time the widths, or read them back; once more each time they are in doubt.
 
-        Ratios that surely do not lie `between` these two need not be known well.
+        Ratios that surely lie `between` these two, or surely elsewhere, need not be known better.
         CandidateLostError if it cannot be measured.
         """
         several = SeveralProcesses(self.bench, self.anchor, self.on_done, between)
@@ -53,11 +50,11 @@ class Proposed:
                 return self._known()[widths]
         return known[widths]
 
-    def in_doubt(self, widths: WidthVector, between: Range = ANY) -> bool:
-        """Whether others may have moved the ratio by more than matters, and into the range."""
+    def in_doubt(self, widths: WidthVector, between: Range | None = None) -> bool:
+        """Whether others may have moved the ratio by more than matters, in or into the range."""
         off = self.may_be_off(widths)
         low, high = self._known()[widths].ratio_ci95
-        least, most = between
+        least, most = between or (0.0, math.inf)
         return off > CALM and high * math.exp(off) >= least and low * math.exp(-off) <= most
 
     def may_be_off(self, widths: WidthVector) -> float:

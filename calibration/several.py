@@ -39,7 +39,8 @@ BLOCK_S = 0.3  # that each process is timed
 PLAN_PRECISION = 0.006  # to which the latency of a proposed plan is to be known
 ATTEMPTS = 2  # at timing a plan: the first process may have died of something else
 
-Ratio = tuple[float, tuple[float, float]]  # and its 95 % interval
+Range = tuple[float, float]  # of ratios
+Ratio = tuple[float, Range]  # and its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class SeveralProcesses:
     bench: IsolatedBench
     anchor: Path  # the dense network's engine
     on_done: Callable[[int, int], None] | None = None  # given the rounds so far, and the most
-    # ratios that are looked for: one that surely lies elsewhere need not be known any better
-    between: tuple[float, float] = (0.0, math.inf)
+    # ratios that are looked for: where one surely lies there, or surely elsewhere, that is enough
+    between: Range | None = None
 
     @property
     def skeleton_sha256(self) -> str:
@@ -119,8 +120,14 @@ class SeveralProcesses:
         ratio, (low, high) = plan_ratio(blocks)
         if relative_half(ratio, (low, high)) <= precision:
             return FEWEST
+        looks = blocks.processes % FEWEST == 0  # who looks after every round stops at a lucky one
+        return 2 * FEWEST if looks and self._is_decided(low, high) else MOST
+
+    def _is_decided(self, low: float, high: float) -> bool:
+        if self.between is None:
+            return False
         least, most = self.between
-        return 2 * FEWEST if high < least or low > most else MOST
+        return high < least or low > most or (least <= low and high <= most)
 
 
 def plan_ratio(blocks: BlockRun) -> Ratio:

@@ -18,7 +18,7 @@ from pipeline.budget import Budget
 from pipeline.errors import BudgetUnreachableError
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import Cost, narrowest
-from pipeline.stages.rounds import Aim, Round
+from pipeline.stages.rounds import SAFE, Aim, Round
 from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
@@ -212,7 +212,7 @@ class ClosedLoop:
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
-        between = self.least_ms / anchor_ms, self.limit.p50_ms / anchor_ms
+        between = self.least_ms / anchor_ms, SAFE * self.limit.p50_ms / anchor_ms
         record = self.solving.measured(plan.widths(), between)
         return Round(
             number,

@@ -14,7 +14,8 @@ from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.lpnet import LPNet
 from calibration.phases import Phases
-from calibration.proposed import ANY, Proposed, Range
+from calibration.proposed import Proposed
+from calibration.several import Range
 from calibration.widths import Plan, WidthVector
 from pipeline.files import copy_atomically
 from pipeline.options import PruneOptions
@@ -118,10 +119,10 @@ class Solving:
             return {}
         return snapping(step_maps(self.skeleton.groups, self.records()))
 
-    def measured(self, widths: WidthVector, between: Range = ANY) -> LatencyRecord:
+    def measured(self, widths: WidthVector, between: Range | None = None) -> LatencyRecord:
         """Build the widths and time them as verify does; a resumed run reads it back.
 
-        Ratios that surely do not lie `between` these two need not be known well.
+        Ratios that surely lie `between` these two, or surely elsewhere, need not be known better.
         """
         try:
             found = self.proposed.record(widths, between)

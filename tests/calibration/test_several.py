@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from calibration.isolated import IsolatedBench
 from calibration.jobs import Setup
 from calibration.phases import Phases
 from calibration.rows import Row
-from calibration.several import ANCHOR, FEWEST, MOST, PLAN, SeveralProcesses, plan_ratio
+from calibration.several import ANCHOR, FEWEST, MOST, PLAN, Range, SeveralProcesses, plan_ratio
 from calibration.widths import WidthVector
 from targets.base import TargetOptions
 from targets.blocks import BlockRun
@@ -94,7 +93,7 @@ def timed(
 ) -> Callable[..., tuple[Row, int]]:
     """The row that such rounds lead to, and how many there were."""
 
-    def call(pairs: Pairs, between: tuple[float, float] = (0.0, math.inf)) -> tuple[Row, int]:
+    def call(pairs: Pairs, between: Range | None = None) -> tuple[Row, int]:
         monkeypatch.setattr(several, "measure_blocks", scripted(pairs))
         told: list[tuple[int, int]] = []
         measurer = SeveralProcesses(bench, anchor, lambda *done: told.append(done), between)
@@ -131,10 +130,14 @@ def test_rounds_with_unlike_luck_call_for_more(timed: Callable[..., tuple[Row, i
 
 @pytest.mark.parametrize(
     ("between", "fewer"),
-    [((0.48, 0.6), False), ((0.4, 0.52), False), ((0.6, 0.7), True), ((0.3, 0.4), True)],
+    [
+        (None, False),
+        *(((0.485, 0.6), False), ((0.4, 0.49), False)),
+        *(((0.6, 0.7), True), ((0.3, 0.4), True), ((0.4, 0.6), True)),
+    ],
 )
-def test_what_surely_is_not_looked_for_need_not_be_known_well(
-    timed: Callable[..., tuple[Row, int]], between: tuple[float, float], fewer: bool
+def test_what_surely_is_looked_for_or_surely_not_need_not_be_known_well(
+    timed: Callable[..., tuple[Row, int]], between: Range | None, fewer: bool
 ) -> None:
     _, rounds = timed(lucky(0.04), between)
     assert rounds == (2 * FEWEST if fewer else MOST)

@@ -18,6 +18,7 @@ from pipeline.errors import BudgetUnreachableError
 from pipeline.options import PruneOptions, Share
 from pipeline.pruning.select import Cost, Selector, priced
 from pipeline.stages.closed_loop import AIMED, WASTEFUL, ClosedLoop, Limit
+from pipeline.stages.rounds import SAFE
 from pipeline.stages.solving import Solving
 
 from ...calibration.chain import chain
@@ -81,7 +82,7 @@ class Bench:
 
     def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
         least = min(WASTEFUL, AIMED * (1 - self.options.margin))
-        assert between == pytest.approx((least * 0.5, 0.5))
+        assert between == pytest.approx((least * 0.5, SAFE * 0.5))
         predicted = predicted_one_ms(widths)
         ratio = self.factor(predicted) * predicted / ANCHOR_MS
         ends = ((1 - self.half) * ratio, (1 + self.half) * ratio)
