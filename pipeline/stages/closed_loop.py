@@ -87,7 +87,7 @@ class ClosedLoop:
         found: list[Round] = []
         rounds = self.solving.options.rounds
         if self.solving.asks_plans:
-            self._learn_bias()
+            self.bias = self.solving.remembered("bias.json", self._found_bias)["bias"]
         for number in range(1, rounds + 1):
             predicted = self.lpnet.predict_ms
             self.solving.learn(number, self._smooth, predicted, self.predicted_aim_ms, self._fits)
@@ -99,25 +99,24 @@ class ClosedLoop:
                 self.bias = 1.0
         return found
 
-    def _learn_bias(self) -> None:
-        """Correct the aim before plans are chosen for it that are measured before any training.
+    def _found_bias(self) -> dict[str, float]:
+        """What corrects the aim before plans are chosen for it that are measured before training.
 
         The LPNet learned from networks that shared a process with the dense one, and plans have
         processes of their own: all of them may be too fast alike, so that none fits.
         """
-        for _ in range(FIRST_PLANS):
-            plan = self.solving.propose(self.lpnet.predict_ms, self.predicted_aim_ms)
+        bias = 1.0
+        for attempt in range(1, FIRST_PLANS + 1):
+            plan = self.solving.propose(self.lpnet.predict_ms, self.aim_ms / bias)
             try:
-                found = self._measure(1, 0, plan, self.bias)
+                found = self._measure(0, attempt, plan, bias)
             except CandidateLostError:  # others may not be
-                return
+                break
+            self._tell(found)
             if found.fits(self.least_ms):
-                return
-            self.bias *= found.measured_ms / found.predicted_ms
-            self.solving.context.reporter.say(
-                f"a plan for the budget measured {found.measured_ms:.3f} ms, predicted were "
-                f"{found.predicted_ms:.3f} ms: the aim is corrected"
-            )
+                break
+            bias *= found.measured_ms / found.predicted_ms
+        return {"bias": bias}
 
     def _require_reachable(self) -> None:
         options, skeleton = self.solving.options, self.solving.skeleton

@@ -191,7 +191,10 @@ def test_every_proposed_plan_was_timed_in_several_processes(whole_run: Done) -> 
     proposed = {tuple(item["kept"]): item["ratio"] for item in rounds}
     assert proposed.items() <= ratios.items()
     before_training = {tuple(plan["kept"]) for plan in asked if "fits" in plan}
-    assert ratios.keys() == proposed.keys() | before_training
+    told = [event for event in events(whole_run.folder) if event["event"] == "closed loop"]
+    before_choosing = {tuple(event["kept"]) for event in told if event["round"] == 0}
+    assert before_choosing
+    assert ratios.keys() == proposed.keys() | before_training | before_choosing
     least = FEWEST * LOADS * MIN_ROUNDS
     assert all(len(Samples.from_bytes(candidate)) >= least for *_, candidate in found)
 

@@ -72,6 +72,9 @@ class Bench:
         )
         self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
 
+    def remembered(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return find()
+
     def learn(self, number: int, smooth: Any, cost: Any, aim: float, fits: Any) -> None:
         self.plan_fits = self.asks_plans and fits(self.propose(cost, aim))
         self.learned.append(aim)
