@@ -32,18 +32,23 @@ class Proposed:
     database: LatencyDatabase
     on_done: Callable[[int, int], None] | None = None  # given the rounds so far, and the most
 
-    def record(self, widths: WidthVector, between: Range | None = None) -> LatencyRecord:
-        """Build and time the widths, or read them back; once more each time they are in doubt.
+    def record(
+        self, widths: WidthVector, between: Range | None = None, *, insist: bool = False
+    ) -> LatencyRecord:
+        """Build and time the widths, or read them back; once more if that is in doubt.
 
-        Ratios that surely lie `between` these two, or surely elsewhere, need not be known better.
-        CandidateLostError if it cannot be measured.
+        If the machine was quieter lately, since otherwise it would be as slow again; with `insist`
+        whatever it was. Ratios that surely lie `between` these two, or surely elsewhere, need not
+        be known better. CandidateLostError if it cannot be measured.
         """
         several = SeveralProcesses(self.bench, self.anchor, self.on_done, between)
         measure_all(several, self.database, [widths], precision=PLAN_PRECISION)
         known = self._known()
         if widths not in known:
             raise CandidateLostError(self.database.lost(*self._which)[widths])
-        if self.in_doubt(widths, between):
+        latest = list(known.values())[-1]
+        quieter = latest.anchor_ms < known[widths].anchor_ms
+        if self.in_doubt(widths, between) and (insist or quieter):
             again = several.row(widths, precision=PLAN_PRECISION)
             if again.anchor_ms < known[widths].anchor_ms:
                 self.database.add(again)

@@ -212,7 +212,8 @@ class ClosedLoop:
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
         between = self.least_ms / anchor_ms, SAFE * self.limit.p50_ms / anchor_ms
-        record = self.solving.measured(plan.widths(), between)
+        may_be_taken = number > 0 and attempt > 0  # the others only tell what to try
+        record = self.solving.measured(plan.widths(), between, insist=may_be_taken)
         return Round(
             number,
             attempt,

@@ -129,13 +129,15 @@ class Solving:
             return {}
         return snapping(step_maps(self.skeleton.groups, self.records()))
 
-    def measured(self, widths: WidthVector, between: Range | None = None) -> LatencyRecord:
+    def measured(
+        self, widths: WidthVector, between: Range | None = None, *, insist: bool = False
+    ) -> LatencyRecord:
         """Build the widths and time them as verify does; a resumed run reads it back.
 
-        Ratios that surely lie `between` these two, or surely elsewhere, need not be known better.
+        As `Proposed.record` does; what is still in doubt is told.
         """
         try:
-            found = self.proposed.record(widths, between)
+            found = self.proposed.record(widths, between, insist=insist)
         except CandidateLostError as error:
             raise CandidateLostError(
                 f"the network of the plan cannot be measured: it {error.message}",

@@ -67,6 +67,7 @@ class Bench:
         run = SimpleNamespace(event=lambda kind, **values: None)
         self.context = SimpleNamespace(run=run, reporter=SimpleNamespace(say=lambda text: None))
         self.learned: list[float] = []
+        self.insisted: list[bool] = []  # of each plan that was to be measured
         self.asks_plans = self.plan_fits = (
             False  # the plan for the aim is measured before any training
         )
@@ -83,7 +84,8 @@ class Bench:
         selector = Selector(SKELETON, priced(cost), 1, **without)
         return selector.choose(self.scores, SKELETON.groups.full().kept, aim)
 
-    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
+    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
+        self.insisted.append(insist)
         least = min(WASTEFUL, AIMED * (1 - self.options.margin))
         assert between == pytest.approx((least * 0.5, SAFE * 0.5))
         predicted = predicted_one_ms(widths)
@@ -136,8 +138,8 @@ def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful
 class Unlucky(Bench):
     """The first plan seems slower than it is, and is hardly known."""
 
-    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
-        found = super().measured(widths, between)
+    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
+        found = super().measured(widths, between, insist=insist)
         self.factor, self.half = (lambda ms: 0.96), 0.02
         return found
 
@@ -217,6 +219,8 @@ def test_a_plan_that_is_known_to_fit_leaves_no_such_room(factor: float) -> None:
     assert bench.learned == pytest.approx([4.925 / factor], rel=0.01)
     assert rounds[0].predicted_ms == pytest.approx(4.925, rel=0.01)
     assert len(rounds) == 1
+    assert bench.insisted[-1:] == [True], "only a plan that may be taken is worth a second timing"
+    assert not any(bench.insisted[:-1])
 
 
 def test_where_no_plan_was_found_to_fit_room_is_left_and_the_bias_counts() -> None:
@@ -237,10 +241,10 @@ class Hanging(Bench):
         super().learn(*args)
         self.hangs = False
 
-    def measured(self, widths: WidthVector, between: tuple[float, float]) -> Any:
+    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
         if self.hangs:
             raise CandidateLostError("it hung", fix="try another")
-        return super().measured(widths, between)
+        return super().measured(widths, between, insist=insist)
 
 
 def test_a_plan_that_cannot_be_measured_does_not_fit() -> None:
