@@ -9,7 +9,7 @@ network is the same beside all plans: where it took longer than beside the other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +57,14 @@ class Proposed:
 
     def in_doubt(self, widths: WidthVector, between: Range | None = None) -> bool:
         """Whether others may have moved the ratio by more than matters, in or into the range."""
-        off = self.may_be_off(widths)
-        low, high = self._known()[widths].ratio_ci95
+        known = self._known()
+        off, (low, high) = _may_be_off(known, widths), known[widths].ratio_ci95
         least, most = between or (0.0, math.inf)
         return off > CALM and high * math.exp(off) >= least and low * math.exp(-off) <= most
 
     def may_be_off(self, widths: WidthVector) -> float:
         """By how much at most others moved the log ratio, as far as plans timed so far tell."""
-        known = self._known()
-        return float(may_be_off([*known.values()])[[*known].index(widths)])
+        return _may_be_off(self._known(), widths)
 
     @property
     def _which(self) -> tuple[str, Fingerprint]:
@@ -73,3 +72,7 @@ class Proposed:
 
     def _known(self) -> dict[WidthVector, LatencyRecord]:
         return {record.widths: record for record in self.database.records(*self._which)}
+
+
+def _may_be_off(known: Mapping[WidthVector, LatencyRecord], widths: WidthVector) -> float:
+    return float(may_be_off([*known.values()])[[*known].index(widths)])

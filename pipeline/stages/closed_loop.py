@@ -23,6 +23,7 @@ from pipeline.stages.solving import Solving
 
 NEAR_POINTS = 16  # measured around a plan that missed
 ATTEMPTS = 5  # selections measured in a round before the LPNet is refitted
+BEFORE = 0  # the round of plans that are measured before any training, none of which is taken yet
 FIRST_PLANS = 3  # at most, measured before others are chosen that are measured before any training
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim:
 # 3 %, less the half percent by which two measurements of one plan differ
@@ -109,7 +110,7 @@ class ClosedLoop:
         for attempt in range(1, FIRST_PLANS + 1):
             plan = self.solving.propose(self.lpnet.predict_ms, self.aim_ms / bias)
             try:
-                found = self._measure(0, attempt, plan, bias)
+                found = self._measure(BEFORE, attempt, plan, bias)
             except CandidateLostError:  # others may not be
                 break
             self._tell(found)
@@ -205,15 +206,15 @@ class ClosedLoop:
     def _fits(self, plan: Plan) -> bool:
         """Whether the closed loop would take a plan, asked before any training."""
         try:
-            return self._measure(1, 0, plan, bias=1.0).fits(self.least_ms)
+            return self._measure(BEFORE, 0, plan, bias=1.0).fits(self.least_ms)
         except CandidateLostError:  # others may not be
             return False
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
         anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
         between = self.least_ms / anchor_ms, SAFE * self.limit.p50_ms / anchor_ms
-        may_be_taken = number > 0 and attempt > 0  # the others only tell what to try
-        record = self.solving.measured(plan.widths(), between, insist=may_be_taken)
+        # what is measured before any training only tells what to try
+        record = self.solving.measured(plan.widths(), between, insist=number != BEFORE)
         return Round(
             number,
             attempt,

@@ -68,9 +68,8 @@ class Bench:
         self.context = SimpleNamespace(run=run, reporter=SimpleNamespace(say=lambda text: None))
         self.learned: list[float] = []
         self.insisted: list[bool] = []  # of each plan that was to be measured
-        self.asks_plans = self.plan_fits = (
-            False  # the plan for the aim is measured before any training
-        )
+        # whether the plan for the aim is measured before any training, and whether it fits
+        self.asks_plans = self.plan_fits = False
         self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
 
     def remembered(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
