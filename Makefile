@@ -11,6 +11,9 @@ REQUIRE_TARGETS ?= ort-cpu,ort-cpu-int8,openvino-cpu,openvino-cpu-fp16,openvino-
 PYTHONS := python3.13 python3.12 python3.11 python3
 USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
+# processes that share the tests, and take one another's where theirs are done
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test gpu-check lint lint-docker clean
 
@@ -23,7 +26,7 @@ demo: $(STAMP) ## prune ResNet-20 to 0.6x of its latency on this CPU; resumes wh
 		--out runs/demo
 
 test: lint ## everything that CI checks: the lint targets, then the tests
-	REQUIRE_TARGETS=$(REQUIRE_TARGETS) $(BIN)/pytest
+	REQUIRE_TARGETS=$(REQUIRE_TARGETS) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 gpu-check: $(STAMP) ## tests and benchmark that need a GPU; without one, all that is missing
 	$(BIN)/pytest -m gpu
