@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Proposed:
 
         If the machine was quieter lately, since otherwise it would be as slow again; with `insist`
         whatever it was. Ratios that surely lie `between` these two, or surely elsewhere, need not
-        be known better. CandidateLostError if it cannot be measured.
+        be known better. CandidateLostError if it was never measured.
         """
         several = SeveralProcesses(self.bench, self.anchor, self.on_done, between)
         measure_all(several, self.database, [widths], precision=PLAN_PRECISION)
@@ -49,11 +50,11 @@ class Proposed:
         latest = list(known.values())[-1]
         quieter = latest.anchor_ms < known[widths].anchor_ms
         if self.in_doubt(widths, between) and (insist or quieter):
-            again = several.row(widths, precision=PLAN_PRECISION)
-            if again.anchor_ms < known[widths].anchor_ms:
-                self.database.add(again)
-                return self._known()[widths]
-        return known[widths]
+            with suppress(CandidateLostError):  # what is known of it stands
+                again = several.row(widths, precision=PLAN_PRECISION)
+                if again.anchor_ms < known[widths].anchor_ms:
+                    self.database.add(again)
+        return self._known()[widths]
 
     def in_doubt(self, widths: WidthVector, between: Range | None = None) -> bool:
         """Whether others may have moved the ratio by more than matters, in or into the range."""

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import shutil
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -29,6 +28,7 @@ from pipeline.files import (
     write_atomically,
 )
 from pipeline.options import PruneOptions, complaint
+from pipeline.toml import plain, read_toml, to_toml
 
 RECORD = "stage.json"
 OptionsT = TypeVar("OptionsT")
@@ -79,14 +79,14 @@ class Run:
         known = self.folder / "run.toml"
         for source in (known if known.exists() else None, file):
             if source is not None:
-                self._merge(_read_toml(source), source.name)
+                self._merge(read_toml(source), source.name)
         for name, stage in self.stages.items():
             wanted = {f.name: flags[f.name] for f in fields(stage.options) if f.name in flags}
             self._options[name] = stage.options(**{**asdict(self._options[name]), **wanted})
             _check_together(self._options[name])
         with disk_faults_told(f"cannot use the run folder {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, _to_toml(self._options).encode())
+        write_atomically(known, to_toml(self._options).encode())
 
     def _merge(self, document: Mapping[str, Any], source: str) -> None:
         for section, values in document.items():
@@ -237,7 +237,7 @@ class Run:
         chosen = self._options[stage.name]
         settling = {f.name for f in fields(chosen) if f.metadata.get("settles", True)}
         values = {k: v for k, v in asdict(chosen).items() if k in settling}
-        options = {k: _plain(v) for k, v in values.items()}
+        options = {k: plain(v) for k, v in values.items()}
         named = {k: _file_in(v) for k, v in values.items()}
         files = {k: digest(path) for k, path in named.items() if path is not None}
         schema = {"schema": stage.schema} if stage.schema else {}
@@ -260,6 +260,13 @@ class Context:
     def write_json(self, file: str, document: Any) -> None:
         write_atomically(self.partial / file, dump(document).encode())
 
+    def remembered(self, file: str, find: Callable[[], Any]) -> Any:
+        """The JSON of what is found, kept: a run that goes on reads it back and finds nothing."""
+        path = self.partial / file
+        if not path.exists():
+            self.write_json(file, find())
+        return json.loads(path.read_text(encoding="utf-8"))
+
 
 def _file_in(value: Any) -> Path | None:
     """The file that an option names, as a path or as `file.py:factory`; None if there is none."""
@@ -268,33 +275,9 @@ def _file_in(value: Any) -> Path | None:
     return value if isinstance(value, Path) and value.is_file() else None
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _check_together(options: Any) -> None:
     """DeployError if options that are fine each do not go together."""
     if isinstance(options, PruneOptions):
         budget = Budget.parse(options.budget)
         if found := contradiction(options.objective, budget, options.percentile):
             raise DeployError(found[0], fix=found[1])
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DeployError(
-            f"{path} is not readable TOML: {error}", fix="correct the file"
-        ) from error
-
-
-def _to_toml(options: Mapping[str, Any]) -> str:
-    lines = ["# every option as resolved: flag beats file beats default; absent means unset"]
-    for section, values in options.items():
-        lines.append(f"\n[{section}]")
-        for key, value in asdict(values).items():
-            if value is not None:
-                # TOML has no surrogate pairs, so characters stay as they are
-                lines.append(f"{key} = {json.dumps(_plain(value), ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"

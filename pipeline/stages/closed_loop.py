@@ -88,7 +88,7 @@ class ClosedLoop:
         found: list[Round] = []
         rounds = self.solving.options.rounds
         if self.solving.asks_plans:
-            self.bias = self.solving.remembered("bias.json", self._found_bias)["bias"]
+            self.bias = self.solving.context.remembered("bias.json", self._found_bias)["bias"]
         for number in range(1, rounds + 1):
             predicted = self.lpnet.predict_ms
             self.solving.learn(number, self._smooth, predicted, self.predicted_aim_ms, self._fits)

@@ -75,13 +75,14 @@ def group_losses(subject: Subject) -> Losses:
     is asked for makes no difference to them.
     """
     context, selector = subject.context, subject.selector
-    path, groups = context.partial / LOSSES, selector.skeleton.groups
+    groups = selector.skeleton.groups
     allowed = {group.name: selector.allowed(group) for group in groups.prunable}
     asked_of = subject.digest(allowed)
-    earlier = json_in(context.run.folder / context.stage.name / LOSSES)
-    if not path.exists() and isinstance(earlier, dict) and earlier.get(ASKED_OF) == asked_of:
-        context.write_json(LOSSES, earlier)
-    if not path.exists():
+
+    def find() -> dict[str, Any]:
+        earlier = json_in(context.run.folder / context.stage.name / LOSSES)
+        if isinstance(earlier, dict) and earlier.get(ASKED_OF) == asked_of:
+            return earlier
         classes = len(data_of(context).card.classes)
         found = _probed(
             subject,
@@ -93,8 +94,9 @@ def group_losses(subject: Subject) -> Losses:
                 on_done=functools.partial(context.reporter.progress, "groups' losses"),
             ),
         )
-        context.write_json(LOSSES, {ASKED_OF: asked_of, **found.to_json()})
-    return Losses.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return {ASKED_OF: asked_of, **found.to_json()}
+
+    return Losses.from_json(context.remembered(LOSSES, find))
 
 
 def weighed_together(subject: Subject, aim: float, fits: Fits) -> tuple[Worth, bool]:
@@ -104,13 +106,13 @@ def weighed_together(subject: Subject, aim: float, fits: Fits) -> tuple[Worth, b
     A resumed run reads back which it was.
     """
     context, measured = subject.context, subject.selector.measured
-    path, groups = context.partial / TOGETHER, subject.selector.skeleton.groups
+    groups = subject.selector.skeleton.groups
     assert measured is not None
     worths = variants(measured, groups, context.options(PruneOptions).worth_plans)
-    if not path.exists():
-        answers = _asked(subject, aim, worths, fits)
-        context.write_json(TOGETHER, {"groups": groups.names, "plans": answers})
-    answers = json.loads(path.read_text(encoding="utf-8"))["plans"]
+    answers = context.remembered(
+        TOGETHER,
+        lambda: {"groups": groups.names, "plans": _asked(subject, aim, worths, fits)},
+    )["plans"]
     best = min(answers, key=_lost, default=None)
     if best is None:  # there is no plan whose loss is a number
         return measured, False

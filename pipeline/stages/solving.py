@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from calibration.cliffs import snapping, step_maps
 from calibration.database import LatencyDatabase, LatencyRecord
@@ -77,14 +75,6 @@ class Solving:
     def asks_plans(self) -> bool:
         """Whether plans are measured before any training, to find what groups are worth."""
         return self._worth is not None and self.options.worth_plans > 1
-
-    def remembered(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is found, kept in the stage's folder: a run that goes on finds nothing else."""
-        path = self.context.partial / name
-        if not path.exists():
-            self.context.write_json(name, find())
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
 
     def learn(
         self, number: int, smooth: Callable[[], Cost], cost: Cost, aim: float, fits: Fits

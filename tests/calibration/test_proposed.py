@@ -121,6 +121,21 @@ def test_a_ratio_near_one_cannot_be_moved(proposed: Proposed, given: Given) -> N
     assert proposed.may_be_off(PLAN) == pytest.approx(0, abs=2e-3)
 
 
+def test_what_cannot_be_timed_again_keeps_its_first_time(
+    proposed: Proposed, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given((0.5, 1.0), (0.24, LOUD))
+    proposed.record(OTHER)
+    assert proposed.record(PLAN).ratio == pytest.approx(0.24)
+
+    def failing(*args: Any, **named: Any) -> Any:
+        raise EngineError("the timing process failed: killed", fix="again")
+
+    monkeypatch.setattr(several, "measure_blocks", failing)
+    assert proposed.in_doubt(PLAN)
+    assert proposed.record(PLAN, insist=True).ratio == pytest.approx(0.24)
+
+
 def test_what_cannot_be_timed_is_lost(proposed: Proposed, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any, **named: Any) -> Any:
         raise EngineError("the timing process failed: killed", fix="again")

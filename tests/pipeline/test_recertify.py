@@ -72,7 +72,10 @@ def bundle_of(folder: Path, name: str, *, kept: Sequence[str] = ()) -> Path:
         "budget": "1000ms",
         "budget_ms": 1000.0,
         "percentile": "p50",
-        "latency_ms": {"engine": {"p50": 10 * latency, "ci95": [9 * latency, 11 * latency]}},
+        "latency_ms": {
+            "engine": {"p50": 10 * latency, "ci95": [9 * latency, 11 * latency]},
+            "predicted": {"p50": 10 * latency, "ci95": [9 * latency, 11 * latency]},
+        },
         "accuracy": {"dense": {"top1": 0.5, "n": 20, "ci95": [0.3, 0.7]}},
         "build": {"kept_fp32": list(kept), "range_images": 32},
     }
@@ -129,6 +132,7 @@ def test_a_bundle_of_low_precision_is_built_and_certified_again(
     assert certificate["fingerprint"]["runtime"] != "an older one"
     assert certificate["accuracy"]["engine"]["n"] == 20
     assert certificate["accuracy"]["dense"]["n"] == 20  # as it was certified
+    assert certificate["latency_ms"]["predicted"]["p50"] is None  # that was another machine's
     assert certificate["previous"]["median"] == pytest.approx(1.0, abs=0.5)
     assert certificate["parity"]["max_rel"] <= certificate["parity"]["tolerance"]
     previous = f"previous/{Bundle.open(old).manifest.engine}"

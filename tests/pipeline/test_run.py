@@ -230,6 +230,23 @@ def test_killed_stage_finds_what_it_had(workshop: Workshop) -> None:
     assert found == [False, True]
 
 
+def test_what_a_killed_stage_had_found_is_not_found_again(workshop: Workshop) -> None:
+    answers = iter([{"bias": 0.5}, {"bias": 0.7}])
+    found = []
+
+    def work(context: Context) -> None:
+        found.append(context.remembered("bias.json", lambda: next(answers)))
+        if len(found) == 1:
+            raise Killed
+
+    workshop.works["make"] = work
+    with pytest.raises(Killed):
+        workshop.run("make")
+    workshop.run("make")
+    assert found == [{"bias": 0.5}] * 2
+    assert json.loads((workshop.folder / "make" / "bias.json").read_text()) == {"bias": 0.5}
+
+
 def test_what_a_killed_process_was_writing_is_removed(workshop: Workshop) -> None:
     def work(context: Context) -> None:
         (context.partial / "below").mkdir(exist_ok=True)

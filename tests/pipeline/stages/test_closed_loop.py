@@ -65,15 +65,16 @@ class Bench:
         self.options, self.skeleton = PruneOptions(**options), SKELETON
         self.target, self.lpnet = SimpleNamespace(channel_multiple=8), lpnet_of(spread)
         run = SimpleNamespace(event=lambda kind, **values: None)
-        self.context = SimpleNamespace(run=run, reporter=SimpleNamespace(say=lambda text: None))
+        self.context = SimpleNamespace(
+            run=run,
+            reporter=SimpleNamespace(say=lambda text: None),
+            remembered=lambda file, find: find(),
+        )
         self.learned: list[float] = []
         self.insisted: list[bool] = []  # of each plan that was to be measured
         # whether the plan for the aim is measured before any training, and whether it fits
         self.asks_plans = self.plan_fits = False
         self.scores = {g.name: torch.arange(g.channels).numpy() for g in SKELETON.groups.prunable}
-
-    def remembered(self, name: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        return find()
 
     def learn(self, number: int, smooth: Any, cost: Any, aim: float, fits: Any) -> None:
         self.plan_fits = self.asks_plans and fits(self.propose(cost, aim))
