@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ from pipeline.options import PruneOptions
 from pipeline.pruning.select import Selector
 from pipeline.pruning.together import variants
 from pipeline.pruning.worth import Worth, by_count
-from pipeline.run import Context
+from pipeline.run import Context, Run
+from pipeline.stages import STAGES
 from pipeline.stages.group_losses import (
     MEASURED,
     TOGETHER,
@@ -27,6 +27,7 @@ from pipeline.stages.group_losses import (
 )
 
 from ...calibration.chain import chain
+from .test_counterfactual import Silent
 
 
 @pytest.mark.parametrize("method", ["wgates", "l1", "group-norm", "bn-scale"])
@@ -47,15 +48,11 @@ def answered(tmp_path: Path, *answers: dict[str, Any]) -> tuple[Worth, list[Wort
     scores = {name: np.ones(32) for name in skeleton.groups.names}
     plans = [{"kept": [32, 32, 32], **answer} for answer in answers]
     (tmp_path / TOGETHER).write_text(json.dumps({"groups": skeleton.groups.names, "plans": plans}))
-    context = SimpleNamespace(
-        partial=tmp_path,
-        options=lambda cls: PruneOptions(),
-        run=SimpleNamespace(event=lambda kind, **values: None),
-        reporter=SimpleNamespace(say=lambda text: None),
-    )
+    context = Context(Run(tmp_path / "run", STAGES), STAGES["prune"], tmp_path, Silent())
+    context.run.folder.mkdir()
     worth = by_count(scores)
     selector = Selector(skeleton, lambda kept: kept.sum(1), 16, measured=worth)
-    subject = Subject(cast("Context", context), nn.Identity(), selector, scores)
+    subject = Subject(context, nn.Identity(), selector, scores)
     found, fits = weighed_together(subject, 64.0, lambda plan: pytest.fail("was asked already"))
     assert fits == any(answer.get("fits") for answer in answers)
     return found, variants(worth, skeleton.groups, PruneOptions().worth_plans)
