@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.budget import Budget
 from targets.blocks import BlockRun
@@ -15,6 +17,8 @@ from targets.statistics import bootstrap_ci95, required_samples
 Verdict = Literal["met", "missed", "inconclusive"]
 FEWEST_PROCESSES = 5  # fewer blocks make no interval
 PERCENTILES = (50, 90, 99)
+MEDIAN = 50
+TAIL_RESAMPLES = 1000  # of all calls, after each process
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,17 @@ class Judge:
     counted: Verdict | None = None  # of a budget that is a count: exact, whatever the clock says
 
     def engine_ms(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
-        """The budgeted percentile of the engine over its blocks, with its 95 % interval."""
-        per_block = [
-            float(np.percentile(samples.clean_ms, self.percentile))
-            for samples in blocks.blocks["engine"]
-        ]
-        return float(np.median(per_block)), bootstrap_ci95(per_block)
+        """The budgeted percentile of the engine, with its 95 % interval."""
+        if self.percentile == MEDIAN:
+            return blocks.median_ms("engine"), blocks.ci95_ms("engine")
+        return _over_blocks(blocks, lambda chosen: self._tail_ms(blocks, "engine", chosen))
 
     def verdict(self, blocks: BlockRun) -> Verdict:
         """A relative budget is judged by the paired ratio: drift of the machine cancels."""
         if self.counted is not None:
             return self.counted
-        if blocks.processes < FEWEST_PROCESSES:
+        calls = min(len(blocks.pooled_ms(name)) for name in self._compared)
+        if blocks.processes < FEWEST_PROCESSES or calls < required_samples(self.percentile):
             return "inconclusive"
         if self.budget.unit == "x":
             _, (low, high) = self.ratio(blocks)
@@ -49,21 +52,53 @@ class Judge:
 
     def ratio(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
         """Engine over dense at the budgeted percentile, paired by process."""
-        pairs = zip(blocks.blocks["engine"], blocks.blocks["dense"], strict=True)
-        ratios = [
-            float(
-                np.percentile(ours.clean_ms, self.percentile)
-                / np.percentile(dense.clean_ms, self.percentile)
-            )
-            for ours, dense in pairs
-        ]
-        return float(np.median(ratios)), bootstrap_ci95(ratios)
+        if self.percentile == MEDIAN:
+            return blocks.ratio("engine", "dense")
+        return _over_blocks(
+            blocks,
+            lambda chosen: (
+                self._tail_ms(blocks, "engine", chosen) / self._tail_ms(blocks, "dense", chosen)
+            ),
+        )
 
     def dense_ms(self, blocks: BlockRun) -> float:
         """The latency of the dense engine that a relative budget is a share of."""
-        if self.percentile == 50:
+        if self.percentile == MEDIAN:
             return blocks.median_ms("dense")
-        return float(np.percentile(blocks.pooled_ms("dense"), self.percentile))
+        return self._tail_ms(blocks, "dense", range(blocks.processes))
+
+    def doubts(self, blocks: BlockRun) -> tuple[str, ...]:
+        """Reasons to distrust these blocks or the verdict, in words; empty if none."""
+        needed = required_samples(self.percentile)
+        calls = {name: len(blocks.pooled_ms(name)) for name in self._compared}
+        few = (
+            f"{name}: p{self.percentile} needs {needed} calls, there are {n}: raise --block-seconds"
+            for name, n in calls.items()
+            if n < needed
+        )
+        return (*blocks.doubts(), *few)
+
+    @property
+    def _compared(self) -> tuple[str, ...]:
+        return ("engine", "dense") if self.budget.unit == "x" else ("engine",)
+
+    def _tail_ms(self, blocks: BlockRun, name: str, chosen: Iterable[int]) -> float:
+        """The percentile of the calls of these blocks: one block has too few to tell a tail."""
+        pooled = np.concatenate([blocks.blocks[name][index].clean_ms for index in chosen])
+        return float(np.percentile(pooled, self.percentile))
+
+
+def _over_blocks(
+    blocks: BlockRun, statistic: Callable[[NDArray[np.intp]], float]
+) -> tuple[float, tuple[float, float]]:
+    """A statistic of chosen blocks, and its 95 % interval, by bootstrap over whole blocks."""
+
+    def each(drawn: NDArray[np.float64], axis: int) -> list[float]:
+        assert axis == 1
+        return [statistic(chosen) for chosen in drawn.astype(np.intp)]
+
+    every = np.arange(blocks.processes)
+    return statistic(every), bootstrap_ci95(every, each, resamples=TAIL_RESAMPLES)
 
 
 def distribution(blocks: BlockRun, name: str) -> dict[str, Any]:

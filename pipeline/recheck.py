@@ -126,25 +126,26 @@ def latency(asked: Recheck, blocks: BlockRun) -> dict[str, Any]:
     """The engine's latency here, beside the certified one, and the budget's verdict here."""
     certified = stated(asked.bundle.certificate, "latency_ms", "engine", "p50")
     here = distribution(blocks, "engine")
+    judge = judge_of(asked.bundle.certificate)
     return {
         "latency_ms": here,
         "certified_ms": certified,
         "change": here["p50"] / certified - 1,
         "budget_ms": asked.bundle.certificate.get("budget_ms"),
-        "verdict": verdict(asked.bundle.certificate, blocks),
-        "doubts": list(blocks.doubts()),
+        "verdict": judge.verdict(blocks) if judge else str(asked.bundle.certificate.get("verdict")),
+        "doubts": list(judge.doubts(blocks) if judge else blocks.doubts()),
     }
 
 
-def verdict(certificate: Mapping[str, Any], blocks: BlockRun) -> str:
-    """The budget in ms, as certified, against the engine here; a count cannot have changed."""
+def judge_of(certificate: Mapping[str, Any]) -> Judge | None:
+    """Holds engines against the budget in ms, as certified; None: a count cannot have changed."""
     if certificate.get("budget_ms") is None:
-        return str(certificate.get("verdict"))
+        return None
     budget = Budget(stated(certificate, "budget_ms"), "ms")
     percentile = str(certificate.get("percentile", "p50")).removeprefix("p")
     if percentile not in ("50", "90", "99"):
         raise BundleError("the certificate's percentile is none", fix=REPACK)
-    return Judge(budget, int(percentile)).verdict(blocks)
+    return Judge(budget, int(percentile))
 
 
 def stated(certificate: Mapping[str, Any], *keys: str) -> float:

@@ -62,7 +62,7 @@ def execute(context: Context) -> None:
         "build": _build(context),
         "footprint": footprint(context),
         "counterfactual": counterfactual(context),
-        "doubts": list(blocks.doubts()),
+        "doubts": list(judge.doubts(blocks)),
     }
     write_atomically(context.partial / REFERENCE, reference_of(context).to_bytes())
     context.write_json("flips.json", {"steps": _flips(context, found)})

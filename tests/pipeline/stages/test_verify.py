@@ -104,16 +104,37 @@ def test_too_few_processes_give_no_verdict() -> None:
 
 
 def test_percentile_is_the_one_of_the_budget() -> None:
-    with_tail = [[4.0] * 18 + [9.0] * 2] * 6
-    run = blocks(with_tail, [[10.0] * 20] * 6)
+    with_tail = [[4.0] * 54 + [9.0] * 6] * 6
+    run = blocks(with_tail, [[10.0] * 60] * 6)
     assert judge("5ms", 50).verdict(run) == "met"
     assert judge("5ms", 99).verdict(run) == "missed"
     assert judge("0.5x", 50).verdict(run) == "met"
     assert judge("0.5x", 99).verdict(run) == "missed"
 
 
+@pytest.mark.parametrize(("budget", "slow_ms"), [("25ms", 30.0), ("0.25x", 30.0)])
+def test_a_tail_that_is_rarer_than_one_call_a_block_still_counts(
+    budget: str, slow_ms: float
+) -> None:
+    # 3 % of the calls are slow: of 15 calls a block, most blocks have none
+    slow = np.random.default_rng(0).random((30, 15)) < 0.03
+    run = blocks(np.where(slow, slow_ms, 20.0).tolist(), [[100.0] * 15] * 30)
+    assert judge(budget, 99).verdict(run) == "missed"
+    assert judge(budget, 99).engine_ms(run)[0] == slow_ms
+
+
+def test_too_few_calls_for_a_tail_give_no_verdict_and_say_so() -> None:
+    run = steady(4 * SIX, 8 * SIX)  # 120 calls each
+    assert judge("7ms", 90).verdict(run) == "met"
+    assert judge("7ms", 99).verdict(run) == "inconclusive"
+    told = judge("0.6x", 99).doubts(run)
+    assert "engine: p99 needs 299 calls, there are 120: raise --block-seconds" in told
+    assert "dense: p99 needs 299 calls, there are 120: raise --block-seconds" in told
+    assert len(judge("7ms", 99).doubts(run)) == 1
+
+
 def test_calls_that_were_preempted_do_not_count() -> None:
-    ns = np.array([4_000_000] * 15 + [90_000_000] * 5)
+    ns = np.array([4_000_000] * 60 + [90_000_000] * 20)
     disturbed = Samples(ns, ns, (ns > 5_000_000).astype(np.int64))
     dense = tuple(block([8.0] * 20) for _ in range(6))
     run = BlockRun(FINGERPRINT, {"engine": (disturbed,) * 6, "dense": dense})
