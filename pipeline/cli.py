@@ -93,7 +93,10 @@ def run(out: Path, config: Path | None, as_json: bool, **flags: Any) -> None:
     The same command on the same folder resumes; stages whose inputs and options did not change
     are not done again.
     """
-    guarded(lambda: _execute(out, list(STAGES.values()), config, flags, as_json))
+    guarded(
+        lambda: _execute(out, list(STAGES.values()), config, flags, as_json),
+        resumes=True,
+    )
 
 
 def _stage_command(stage: Stage) -> click.Command:
@@ -113,7 +116,7 @@ def _stage_command(stage: Stage) -> click.Command:
         elif imported or exported:
             guarded(lambda: _exchange(folder, config, flags, imported, exported))
         else:
-            guarded(lambda: _execute(folder, [stage], config, flags, as_json))
+            guarded(lambda: _execute(folder, [stage], config, flags, as_json), resumes=True)
 
     callback.__doc__ = f"{stage.produces[0].upper()}{stage.produces[1:]}."
     command = with_options([stage])(_config(_json(callback)))

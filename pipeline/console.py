@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_EVERY_S = 10.0  # without a terminal, a line at most this often
 
@@ -74,7 +75,7 @@ def draw_summary(folder: Path, certificate: dict[str, Any]) -> None:
     from pipeline.report import summary_rows
 
     console = rich.console.Console(highlight=False)
-    table = Table(title=f"{certificate['model']} on {certificate['target']}")
+    table = Table(title=Text(f"{certificate['model']} on {certificate['target']}"))
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("pruned", justify="right")
@@ -83,5 +84,5 @@ def draw_summary(folder: Path, certificate: dict[str, Any]) -> None:
     console.print(table)
     bundle = folder / "bundle"
     if bundle.exists():
-        console.print(f"bundle: {bundle}", soft_wrap=True)
-        console.print(f"report: {bundle / 'report.html'}", soft_wrap=True)
+        for label, path in (("bundle", bundle), ("report", bundle / "report.html")):
+            console.print(f"{label}: {path}", soft_wrap=True, markup=False)

@@ -54,7 +54,7 @@ def remove_unfinished(folder: Path, *, below: bool = True) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line; what an earlier one left unfinished, on a full disk, is ended first."""
+    """Append a line in one write; what an earlier one left unfinished is ended first."""
     with path.open("ab+") as file:
         file.seek(0, os.SEEK_END)
         if file.tell():
@@ -82,6 +82,13 @@ def disk_faults_told(what: str, where: Path | None = None) -> Iterator[None]:
         raise DeployError(
             f"{what}: {error}", fix="free the disk, or remove the damaged file, and run it again"
         ) from error
+
+
+def refuse_taken(*paths: Path) -> None:
+    """DeployError if one of these names is in use."""
+    for path in paths:
+        if path.exists():
+            raise DeployError(f"{path} is there already", fix="give another name, or remove it")
 
 
 def fix_of(error: OSError) -> str:

@@ -12,8 +12,11 @@ from pipeline.errors import EXIT_FAILED, DeployError, InconclusiveError, in_word
 EXIT_INCONCLUSIVE, EXIT_INTERRUPTED = 3, 130
 
 
-def guarded(work: Callable[[], None]) -> None:
-    """Expected failures in one line with their fix; anything else is a bug and shows itself."""
+def guarded(work: Callable[[], None], *, resumes: bool = False) -> None:
+    """Expected failures in one line with their fix; anything else is a bug and shows itself.
+
+    `resumes`: whether the command, given again, goes on where it was interrupted.
+    """
     try:
         work()
     except DeployError as error:
@@ -21,5 +24,5 @@ def guarded(work: Callable[[], None]) -> None:
         inconclusive = isinstance(error, InconclusiveError)
         sys.exit(EXIT_INCONCLUSIVE if inconclusive else EXIT_FAILED)
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command resumes", err=True)
+        click.echo("interrupted" + "; the same command resumes" * resumes, err=True)
         sys.exit(EXIT_INTERRUPTED)

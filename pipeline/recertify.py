@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,26 +13,28 @@ from typing import Any
 from calibration.widths import dump
 from pipeline.bundle import Bundle, write_bundle
 from pipeline.errors import DeployError, EngineError
-from pipeline.files import digest, disk_faults_told
+from pipeline.files import digest, disk_faults_told, refuse_taken
 from pipeline.judging import ratio_of, unmeasured
 from pipeline.manifest import CERTIFICATE, MANIFEST
 from pipeline.recheck import Recheck, accuracy, checked_parity, latency, measured
+from pipeline.reference import REFERENCE
 from pipeline.report import render_comparison
 from pipeline.report.comparison import changes
 from pipeline.sbom import bill_of_materials
 from pipeline.triton import CONFIG, headed
-from targets.base import Images
+from targets.base import BuildRecord, Images
 
 PREVIOUS, DIFFERENCE = "previous", "recertification.json"
 REPORT, SBOM = "report.html", "sbom.cdx.json"
-REPLACED = (CERTIFICATE, REPORT, SBOM, DIFFERENCE)
+REPLACED = (CERTIFICATE, REFERENCE, REPORT, SBOM, DIFFERENCE)
 
 
 def recertify(asked: Recheck, out: Path) -> dict[str, Any]:
     """Write a new bundle to `out` and return its certificate. The old bundle stays as it is; its
     engine, certificate and manifest also lie in the new one, under `previous/`."""
+    refuse_taken(out)
     with disk_faults_told(f"cannot write {out}"):
-        out.mkdir(parents=True)  # a name that is taken is refused
+        out.mkdir(parents=True)
         working = out.with_name(f".{out.name}.partial")
         shutil.rmtree(working, ignore_errors=True)
         working.mkdir()
@@ -53,13 +56,16 @@ def recertify(asked: Recheck, out: Path) -> dict[str, Any]:
 
 
 def _recertified(asked: Recheck, working: Path) -> dict[str, Any]:
-    engine = _build(asked, working)
-    certificate = _certificate(asked, engine)
+    made = _build(asked, working)
+    engine = made.engine
+    parity, reference = checked_parity(asked, engine)
+    certificate = _certificate(asked, made, parity)
     old, name = asked.bundle.certificate, asked.bundle.manifest.name
     found = {place: {"was": was, "is": is_} for place, was, is_ in changes(old, certificate)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     files = {
         **_files(asked, engine),
+        REFERENCE: reference.to_bytes(),
         CERTIFICATE: dump(certificate).encode(),
         DIFFERENCE: dump(found).encode(),
         REPORT: render_comparison(name, old, certificate).encode(),
@@ -80,14 +86,14 @@ def _recertified(asked: Recheck, working: Path) -> dict[str, Any]:
     return certificate
 
 
-def _build(asked: Recheck, working: Path) -> Path:
+def _build(asked: Recheck, working: Path) -> BuildRecord:
     """The engine anew from the bundle's graph, with the same nodes in fp32."""
     build = asked.bundle.certificate.get("build") or {}
     out = working / f"engine{asked.target.engine_suffix}"
     batches = _range_batches(asked, int(build.get("range_images", 128)))
     onnx = asked.bundle.read("model.onnx")
     kept = build.get("kept_fp32", ())
-    return asked.watch.build(asked.target, onnx, out, batches, keep_fp32=kept).engine
+    return asked.watch.build(asked.target, onnx, out, batches, keep_fp32=kept)
 
 
 def _range_batches(asked: Recheck, count: int) -> tuple[Images, ...]:
@@ -103,9 +109,9 @@ def _range_batches(asked: Recheck, count: int) -> tuple[Images, ...]:
     return range_images(asked.data, asked.bundle.manifest, count)
 
 
-def _certificate(asked: Recheck, engine: Path) -> dict[str, Any]:
+def _certificate(asked: Recheck, made: BuildRecord, parity: Mapping[str, Any]) -> dict[str, Any]:
     """The old certificate with all that depends on the engine measured here or left empty."""
-    old = asked.bundle.certificate
+    old, engine = asked.bundle.certificate, made.engine
     engines = {"engine": engine, **_previous(asked)}
     blocks = measured(asked, engines)
     found = latency(asked, blocks)
@@ -128,8 +134,14 @@ def _certificate(asked: Recheck, engine: Path) -> dict[str, Any]:
         "verdict": found["verdict"],
         "accuracy": {**(old.get("accuracy") or {}), "engine": top1 or nothing},
         "attribution": [],
-        "parity": checked_parity(asked, engine),
+        "parity": parity,
         "engine_bytes": sizes,
+        "build": {
+            **(old.get("build") or {}),
+            "kept_fp32": list(made.kept_fp32),
+            "identical": None,  # it was built once
+            "builds": [],
+        },
         "footprint": None,
         "counterfactual": None,
         "doubts": doubts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,7 @@ def verify_bundle(asked: Recheck) -> dict[str, Any]:
         "target": asked.target.name,
         "signed": asked.bundle.signed,
         "differences": list(differences(asked)),
-        "parity": checked_parity(asked, engine),
+        "parity": checked_parity(asked, engine)[0],
         "accuracy": accuracy(asked, engine),
         **latency(asked, measured(asked, {"engine": engine})),
     }
@@ -71,8 +71,11 @@ def differences(asked: Recheck) -> tuple[str, ...]:
     return certified.differences(asked.target.fingerprint())
 
 
-def checked_parity(asked: Recheck, engine: Path) -> dict[str, Any]:
-    """An engine against what torch, and the certified engine, said to the bundle's noise."""
+def checked_parity(asked: Recheck, engine: Path) -> tuple[dict[str, Any], Reference]:
+    """An engine against what torch, and the certified engine, said to the bundle's noise.
+
+    And the reference with what this engine says.
+    """
     manifest = asked.bundle.manifest
     reference = Reference.from_bytes(asked.bundle.read(REFERENCE))
     if reference.pixels.shape[1:] != manifest.input_shape[1:]:
@@ -89,7 +92,8 @@ def checked_parity(asked: Recheck, engine: Path) -> dict[str, Any]:
             fix=f"allow it with --engine-tolerance, now {tolerance:g}",
         )
     against = parity(reference.engine, logits)["max_rel"]
-    return {**found, "tolerance": tolerance, "max_rel_to_certified": against}
+    told = {**found, "tolerance": tolerance, "max_rel_to_certified": against}
+    return told, replace(reference, engine=logits)
 
 
 def _tolerance(asked: Recheck) -> float:

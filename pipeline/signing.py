@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BundleError, DeployError
-from pipeline.files import disk_faults_told
+from pipeline.files import disk_faults_told, refuse_taken
 
 SIGNATURE_BYTES = 64
 MAX_KEY_BYTES = 1 << 14
@@ -21,6 +21,7 @@ MAKE_KEYS = "make a pair of keys: pipeline keygen KEY"
 def make_keys(private: Path) -> Path:
     """Write a new private key, and the public one beside it as NAME.pub; returns that one."""
     public = private.with_name(f"{private.name}.pub")
+    refuse_taken(private, public)
     serialization, ed25519 = _library()
     key = ed25519.Ed25519PrivateKey.generate()
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.attribution import compare
@@ -12,10 +13,10 @@ from pipeline.data.base import ImageData
 from pipeline.data.sources import load_data
 from pipeline.errors import DataError
 from pipeline.hanging import together
+from pipeline.testing import fitting
 from targets.base import Images
 
 RANGE_IMAGES = 128
-SAME = 1e-3  # mean and std of the same normalisation agree this far
 
 
 def open_data(spec: str, image_size: int | None) -> ImageData:
@@ -57,7 +58,7 @@ def check_accuracy(sides: Sides, data: ImageData, allowed: float) -> Gate:
 
 def _predicted(sides: Sides, side: Side, data: ImageData) -> NDArray[np.int64]:
     """The engine's labels of all test images, (n,)."""
-    _check_normalisation(side, data)
+    fit = torch.Tensor.numpy if side.bundle is None else fitting(data.card, side.bundle.manifest)
     found = []
     with sides.watch.load(sides.target, side.engine) as engine:
         for images, _ in data.batches("test", together(engine.input_shape[0])):
@@ -67,20 +68,5 @@ def _predicted(sides: Sides, side: Side, data: ImageData) -> NDArray[np.int64]:
                     f"the data has {tuple(images.shape[1:])}",
                     fix="give the data that the network was trained for",
                 )
-            found.append(sides.watch.infer(engine, images.numpy()).argmax(1))
+            found.append(sides.watch.infer(engine, fit(images)).argmax(1))
     return np.concatenate(found)
-
-
-def _check_normalisation(side: Side, data: ImageData) -> None:
-    if side.bundle is None:
-        return
-    manifest, card = side.bundle.manifest, data.card
-    for name, theirs, ours in (
-        ("mean", manifest.mean, card.mean),
-        ("std", manifest.std, card.std),
-    ):
-        if len(theirs) != len(ours) or not np.allclose(theirs, ours, atol=SAME):
-            raise DataError(
-                f"{side.name} was made for images of {name} {theirs}, the data's is {ours}",
-                fix="give the data that the network was trained on",
-            )

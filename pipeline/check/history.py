@@ -12,7 +12,7 @@ from typing import Any, Self
 from pipeline.check.result import CheckResult
 from pipeline.check.steps import steps
 from pipeline.errors import DeployError
-from pipeline.files import disk_faults_told
+from pipeline.files import append_line, disk_faults_told
 
 _KEYS = {
     "at",
@@ -111,11 +111,9 @@ def read_history(path: Path | None) -> tuple[Entry, ...]:
 
 def append_history(path: Path, entry: Entry) -> None:
     """Add one line in one write, so that two checks at a time do not mix theirs."""
-    line = (json.dumps(vars(entry), sort_keys=True) + "\n").encode()
     with disk_faults_told(f"cannot write {path.name}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            file.write(line)
+        append_line(path, json.dumps(vars(entry), sort_keys=True))
 
 
 def accepted_level(past: Sequence[Entry], series: tuple[str | None, str, str]) -> tuple[float, str]:

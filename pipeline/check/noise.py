@@ -1,4 +1,4 @@
-"""What this runner can tell at all: A/A runs, kept by fingerprint.
+"""What this runner can tell at all: A/A runs, kept by fingerprint and percentile.
 
 The same engine stands on both sides, so every ratio is noise. Drawn again and again with either
 sign, since either side might have been called the candidate, the ratios say how narrow an interval
@@ -35,6 +35,7 @@ class NoiseFloor:
 
     at: str  # ISO 8601, UTC
     engine: str
+    percentile: str  # that was judged: "p50", "p90", "p99"
     log_ratios: tuple[float, ...]  # of each process
     spread: float  # robust standard deviation of the log ratios
     smallest_margin: float  # share; narrower margins end inconclusive too often
@@ -70,7 +71,7 @@ class NoiseFloor:
             for value in (*record["log_ratios"], *numbers)
         ):
             raise ValueError("an entry holds what is no number")
-        if not isinstance(record["at"], str) or not isinstance(record["engine"], str):
+        if not all(isinstance(record[name], str) for name in ("at", "engine", "percentile")):
             raise ValueError("an entry holds what is no text")
         return cls(**(record | {"log_ratios": tuple(record["log_ratios"])}))
 
@@ -97,8 +98,13 @@ def noise_file() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "wgates" / "noise.json"
 
 
+def floor_key(fingerprint_sha256: str, percentile: int) -> str:
+    """Of a noise floor: a tail is noisier than a median of the same set-up."""
+    return f"{fingerprint_sha256} p{percentile}"
+
+
 def read_floors(path: Path) -> dict[str, NoiseFloor]:
-    """Fingerprint digest -> noise floor; empty if there is no file."""
+    """`floor_key` -> noise floor; empty if there is no file."""
     if not path.exists():
         return {}
     try:
@@ -113,9 +119,9 @@ def read_floors(path: Path) -> dict[str, NoiseFloor]:
         ) from error
 
 
-def store_floor(path: Path, fingerprint_sha256: str, floor: NoiseFloor) -> None:
-    """Keep a noise floor, in place of an older one of the same fingerprint."""
-    floors: Mapping[str, NoiseFloor] = read_floors(path) | {fingerprint_sha256: floor}
+def store_floor(path: Path, key: str, floor: NoiseFloor) -> None:
+    """Keep a noise floor, in place of an older one of the same key."""
+    floors: Mapping[str, NoiseFloor] = read_floors(path) | {key: floor}
     with disk_faults_told(f"cannot write {path.name}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({key: item.to_json() for key, item in floors.items()}, indent=1)
@@ -143,7 +149,7 @@ def settled_margin(asked: float | None, floor: NoiseFloor | None) -> tuple[float
     if asked < least:
         raise DeployError(
             f"a margin of {asked:.2%} is below what this runner can tell, {least:.2%}",
-            fix=f"ask for --margin {math.ceil(1000 * least) / 10:g}%, raise --block-seconds, or "
-            "calibrate again on a quieter machine: pipeline check --calibrate",
+            fix=f"ask for --margin {math.ceil(1000 * least) / 10:g}%, or calibrate again on a "
+            "quieter machine, or with longer --block-seconds: pipeline check --calibrate",
         )
     return asked, ""

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import rich.console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.check.result import CheckResult, Gate, Subject, Verdict
 from pipeline.files import disk_faults_told, write_atomically
@@ -19,20 +20,16 @@ BADGE_LABEL = "latency"
 CHARACTER_PX, PADDING_PX = 6.6, 12
 
 
-def words(result: CheckResult) -> str:
-    """The verdict in a word or two; an accepted slowdown says so."""
-    return "pass (accepted)" if result.accepted and result.found != "pass" else result.verdict
-
-
 def draw(result: CheckResult) -> None:
     """A table of the gates on the terminal, doubts and notes below."""
     console = rich.console.Console(highlight=False)
     against = "" if result.baseline is None else f" against {result.baseline.name}"
-    table = Table(title=f"{result.candidate.name}{against} on {result.target}", title_style="")
+    title = Text(f"{result.candidate.name}{against} on {result.target}")  # no name is markup
+    table = Table(title=title, title_style="")
     for column in ("gate", "found", "limit", "verdict"):
         table.add_column(column)
     for gate in result.gates:
-        table.add_row(gate.name, gate.found, gate.limit, gate.verdict)
+        table.add_row(*map(Text, (gate.name, gate.found, gate.limit, gate.verdict)))
     console.print(table)
     for line in _lines(result):
         console.print(line, soft_wrap=True, markup=False)
@@ -50,7 +47,7 @@ def _lines(result: CheckResult) -> list[str]:
     found += [f"note: {note}" for note in result.notes]
     if result.accepted:
         found.append(f"accepted: {result.accepted}")
-    return [*found, f"verdict: {words(result)}"]
+    return [*found, f"verdict: {result.words}"]
 
 
 def _latency(subject: Subject) -> str:
@@ -62,7 +59,7 @@ def markdown(result: CheckResult) -> str:
     against = "" if result.baseline is None else f" against {_cell(result.baseline.name)}"
     gates = [(g.name, _cell(g.found), _cell(g.limit), g.verdict) for g in result.gates]
     rows = [
-        f"## Latency check: {words(result)}",
+        f"## Latency check: {result.words}",
         "",
         f"{_cell(result.candidate.name)}{against} on {result.target}",
         "",
@@ -141,7 +138,7 @@ def badge(result: CheckResult, *, endpoint: bool) -> bytes:
     """The verdict as an SVG image, or as JSON that shields.io's endpoint badges read."""
     gate = result.gate("slowdown")
     value = ABSENT if gate is None or gate.value is None else f"{100 * gate.value:+.1f} %"
-    message = words(result) if gate is None else f"{words(result)}, {value}"
+    message = result.words if gate is None else f"{result.words}, {value}"
     if not endpoint:
         return _svg(message, COLOURS[result.verdict]).encode()
     colour = SHIELDS[result.verdict]

@@ -81,6 +81,12 @@ class CheckResult:
             if not (self.accepted and gate.name == "slowdown" and gate.verdict == "regression")
         )
 
+    @property
+    def words(self) -> str:
+        """The verdict in a word or two; one that an accepted slowdown leaves says so."""
+        taken = self.accepted and self.verdict == "pass"
+        return "pass (accepted)" if taken else self.verdict
+
     def gate(self, name: str) -> Gate | None:
         return next((gate for gate in self.gates if gate.name == name), None)
 

@@ -15,7 +15,13 @@ from pipeline.budget import Budget
 from pipeline.check.boundary import Boundary
 from pipeline.check.history import Entry, accepted_level, read_history, step_notes
 from pipeline.check.latency import Effort, Limits, Told, Trial, gates_of, measure
-from pipeline.check.noise import NoiseFloor, read_floors, settled_margin, store_floor
+from pipeline.check.noise import (
+    NoiseFloor,
+    floor_key,
+    read_floors,
+    settled_margin,
+    store_floor,
+)
 from pipeline.check.options import CheckOptions
 from pipeline.check.parity import check_parity
 from pipeline.check.result import CheckResult, Gate, Subject
@@ -87,9 +93,11 @@ def calibrate(request: Request, told: Told) -> tuple[NoiseFloor, Fingerprint]:
         boundary,
         at=_now(),
         engine=twice.candidate.name,
+        percentile=f"p{limits.percentile}",
         seconds_per_process=seconds / processes,
     )
-    store_floor(request.noise, trial.blocks.fingerprint.digest(), floor)
+    key = floor_key(trial.blocks.fingerprint.digest(), limits.percentile)
+    store_floor(request.noise, key, floor)
     return floor, trial.blocks.fingerprint
 
 
@@ -130,10 +138,10 @@ def _limits(
 ) -> tuple[Limits, tuple[str, ...]]:
     """What the latency may be, and notes on how that came about."""
     percentile = _percentile(request, sides)
-    budget_ms, notes = _budget_ms(request, sides.candidate, here)
+    budget_ms, notes = _budget_ms(request, sides.candidate, here, percentile)
     slowdown = certified_ms = None
     if sides.baseline is not None:
-        floor = read_floors(request.noise).get(here.digest())
+        floor = read_floors(request.noise).get(floor_key(here.digest(), percentile))
         margin, raised = settled_margin(request.options.margin, floor)
         series = (sides.baseline.sha256, here.digest(), f"p{percentile}")
         accepted, told = accepted_level(past, series)
@@ -166,7 +174,7 @@ def _percentile(request: Request, sides: Sides) -> int:
 
 
 def _budget_ms(
-    request: Request, candidate: Side, here: Fingerprint
+    request: Request, candidate: Side, here: Fingerprint, percentile: int
 ) -> tuple[float | None, tuple[str, ...]]:
     """The budget asked for, or the certificate's where it means something on this machine."""
     if request.options.budget is not None:
@@ -178,6 +186,9 @@ def _budget_ms(
     if stated is None:
         return None, ()
     budget, budget_ms = stated
+    own = (candidate.certificate or {}).get("percentile", "p50")
+    if own != f"p{percentile}":
+        return None, (f"the bundle's budget, {budget}, is one of its {own}, and not judged here",)
     if budget.unit == "ms":
         return budget_ms, (f"the budget is the bundle's own, {budget}",)
     if candidate.certified_elsewhere(here):

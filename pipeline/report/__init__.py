@@ -54,7 +54,10 @@ def render_comparison(name: str, old: Mapping[str, Any], new: Mapping[str, Any])
 def render_comparison_of(old: Path, new: Path) -> str:
     """The page of the certificates of two runs or bundles."""
     name = f"{new.resolve().name} against {old.resolve().name}"
-    return render_comparison(name, certificate_of(old), certificate_of(new))
+    before, now = certificate_of(old), certificate_of(new)
+    if _certificate_before(new) != before:
+        now = {**now, "previous": None}  # it tells of another engine than that of `old`
+    return render_comparison(name, before, now)
 
 
 def certificate_of(folder: Path) -> Document:
@@ -73,14 +76,27 @@ def certificate_of(folder: Path) -> Document:
 def _render_bundle(folder: Path) -> str:
     """A bundle's certificate, beside the one before it where it was certified again."""
     from pipeline.bundle import Bundle
-    from pipeline.manifest import CERTIFICATE, parse_json
     from pipeline.report.page import run_page
 
-    bundle, previous = Bundle.open(folder), f"previous/{CERTIFICATE}"
+    bundle, old = Bundle.open(folder), _certificate_before(folder)
     name, certificate = bundle.manifest.name, bundle.certificate
-    if previous in bundle.manifest.files:
-        old = parse_json(bundle.read(previous), previous)
+    if old is not None:
         return render_comparison(name, old, certificate)
     with damage_told(folder.name, "make the bundle anew: pipeline package RUN"):
         page = run_page(Documents(verify=certificate), name, whole=False)
     return render(page)
+
+
+def _certificate_before(folder: Path) -> Document | None:
+    """That of the bundle which this one replaced; None if it replaced none."""
+    from pipeline.bundle import Bundle
+    from pipeline.manifest import CERTIFICATE, parse_json
+
+    previous = f"previous/{CERTIFICATE}"
+    if not (folder / MANIFEST).exists():
+        return None
+    bundle = Bundle.open(folder)
+    if previous not in bundle.manifest.files:
+        return None
+    found: Document = parse_json(bundle.read(previous), previous)
+    return found

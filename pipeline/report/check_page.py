@@ -32,7 +32,7 @@ def identity(result: Document) -> Identity:
     if result["baseline"] is not None:
         name = f"{name} against {result['baseline']['name']}"
     facts.append(("at", str(result["at"])))
-    accepted = result["accepted"] and result["found"] != "pass"
+    accepted = result["accepted"] and result["verdict"] == "pass"
     verdict = "pass (accepted)" if accepted else str(result["verdict"])
     return Identity(name, tuple(facts), verdict, BADGES.get(result["verdict"], "none"))
 

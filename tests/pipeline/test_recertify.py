@@ -17,7 +17,7 @@ from pipeline.errors import DeployError
 from pipeline.options import VerifyOptions
 from pipeline.recertify import recertify
 from pipeline.recheck import recheck_of
-from pipeline.reference import Reference, noise
+from pipeline.reference import REFERENCE, Reference, noise
 from pipeline.report import render_report
 from pipeline.unfused import run_onnx
 from targets import load_target
@@ -135,6 +135,11 @@ def test_a_bundle_of_low_precision_is_built_and_certified_again(
     assert certificate["latency_ms"]["predicted"]["p50"] is None  # that was another machine's
     assert certificate["previous"]["median"] == pytest.approx(1.0, abs=0.5)
     assert certificate["parity"]["max_rel"] <= certificate["parity"]["tolerance"]
+    assert certificate["build"]["builds"] == []  # those were of the engine before
+    reference = Reference.from_bytes(new.read(REFERENCE))
+    with new.load() as engine:
+        said = engine.infer(reference.images(new.manifest.mean, new.manifest.std)[:2])
+    assert np.allclose(said, reference.engine[:2], atol=1e-5)
     previous = f"previous/{Bundle.open(old).manifest.engine}"
     assert new.read(previous) == Bundle.open(old).read(Bundle.open(old).manifest.engine)
     with new.load() as engine:

@@ -15,7 +15,7 @@ from pipeline.check.sides import BuildWish, Sides, open_sides
 from pipeline.data.base import DataCard, ImageData, Split
 from pipeline.errors import DataError
 from targets import load_target
-from targets.base import TargetOptions
+from targets.base import Engine, Images, Logits, TargetOptions
 from tests.targets.tiny_onnx import images
 
 from .test_sides import bundle_of
@@ -85,11 +85,28 @@ def test_images_that_do_not_fit_are_refused(networks: dict[str, Path], tmp_path:
         check_accuracy(sides, Labelled(sides.candidate.engine, size=6), 0.0)
 
 
-def test_a_bundle_refuses_another_normalisation(networks: dict[str, Path], tmp_path: Path) -> None:
-    engine = opened(tmp_path, networks["base"], None).candidate.engine
-    bundle = bundle_of(tmp_path / "bundle", mean=(0.5, 0.5, 0.5))
+def test_a_bundle_gets_images_normalised_as_it_was_made_for(
+    networks: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Labelled(opened(tmp_path, networks["base"], None).candidate.engine)
+    bundle = bundle_of(tmp_path / "bundle", mean=(0.5,) * 3, std=(2.0,) * 3)
     sides = open_sides(bundle, None, BuildWish(None, 1, tmp_path))
-    with pytest.raises(DataError, match="was made for images of mean"):
+    seen, infer = [], sides.watch.infer
+
+    def heard(_: object, engine: Engine, given: Images) -> Logits:
+        seen.append(given)
+        return infer(engine, given)
+
+    monkeypatch.setattr(type(sides.watch), "infer", heard)
+    check_accuracy(sides, data, 0.0)
+    assert np.allclose(np.concatenate(seen), (data.pixels - 0.5) / 2, atol=1e-6)
+
+
+def test_a_bundle_refuses_other_classes(networks: dict[str, Path], tmp_path: Path) -> None:
+    engine = opened(tmp_path, networks["base"], None).candidate.engine
+    bundle = bundle_of(tmp_path / "bundle", classes=tuple("abced"))
+    sides = open_sides(bundle, None, BuildWish(None, 1, tmp_path))
+    with pytest.raises(DataError, match="the classes of made up are not the engine's"):
         check_accuracy(sides, Labelled(engine), 0.0)
 
 

@@ -155,6 +155,17 @@ def test_a_relative_budget_counts_where_it_was_settled_only(
     assert "candidate: measured here anew, certified on another set-up (device" in beside.stdout
 
 
+def test_a_budget_of_a_tail_does_not_bound_the_median(
+    run: Run, measured: Script, tmp_path: Path
+) -> None:
+    measured(noisy(1.0, 0.003))  # of 2 ms each
+    certificate = b'{"schema": 1, "budget": "9ms", "budget_ms": 9.0, "percentile": "p99"}'
+    bundle = bundle_of(tmp_path / "tail", certificate=certificate)
+    result = run(bundle, "--against", bundle, "--percentile", "p50")
+    assert result.exit_code == 0, result.output
+    assert "the bundle's budget, 9ms, is one of its p99, and not judged here" in result.stdout
+
+
 def test_neighbours_of_a_certified_baseline_are_no_regression(
     run: Run, measured: Script, tmp_path: Path
 ) -> None:

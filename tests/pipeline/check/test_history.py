@@ -54,6 +54,14 @@ def test_checks_at_the_same_time_do_not_mix_their_lines(tmp_path: Path) -> None:
     assert read_history(path) == (one,) * 80
 
 
+def test_a_history_whose_last_line_was_edited_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    append_history(path, entry())
+    path.write_text(path.read_text().rstrip("\n"))
+    append_history(path, entry())
+    assert read_history(path) == (entry(), entry())
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -25,7 +25,9 @@ BOUNDARY = Boundary.of(40)
 
 def floor_of(spread: float, n: int = 40) -> NoiseFloor:
     logs = spread * np.random.default_rng(0).standard_normal(n)
-    return NoiseFloor.of(logs, BOUNDARY, at="2026-01-02", engine="x", seconds_per_process=1.0)
+    return NoiseFloor.of(
+        logs, BOUNDARY, at="2026-01-02", engine="x", percentile="p50", seconds_per_process=1.0
+    )
 
 
 def test_floor_grows_with_the_noise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,6 @@ from pipeline.check.outputs import (
     draw,
     junit,
     markdown,
-    words,
     write_badge,
 )
 from pipeline.check.result import CheckResult, Gate, Subject, worst
@@ -33,10 +33,13 @@ def test_the_worst_gate_is_the_verdict() -> None:
 
 def test_acceptance_takes_a_slowdown_and_nothing_else() -> None:
     taken = result_of(SLOWER, accepted="new head")
-    assert (taken.found, taken.verdict, words(taken)) == ("regression", "pass", "pass (accepted)")
-    assert result_of(SLOWER, OPEN, accepted="new head").verdict == "inconclusive"
+    assert (taken.found, taken.verdict, taken.words) == ("regression", "pass", "pass (accepted)")
+    open_still = result_of(SLOWER, OPEN, accepted="new head")
+    assert open_still.verdict == open_still.words == "inconclusive"
     worse = Gate("accuracy", "regression", "x", "y", 0.1, None)
-    assert result_of(SLOWER, worse, accepted="new head").verdict == "regression"
+    failed = result_of(SLOWER, worse, accepted="new head")
+    assert failed.verdict == failed.words == "regression"
+    assert "Latency check: regression" in markdown(failed)
 
 
 def cases_of(result: CheckResult) -> tuple[ElementTree.Element, dict[str, list[str]]]:
@@ -117,3 +120,9 @@ def test_the_table_is_drawn_with_its_verdict(capsys: pytest.CaptureFixture[str])
     assert "slowdown" in printed
     assert "budget: inconclusive (noise): too wide" in printed
     assert printed.rstrip().endswith("verdict: regression")
+
+
+def test_no_name_is_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    result = result_of(LEVEL)
+    draw(replace(result, candidate=replace(result.candidate, name="net[v2].onnx")))
+    assert "net[v2].onnx" in capsys.readouterr().out

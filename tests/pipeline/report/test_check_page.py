@@ -84,11 +84,16 @@ def test_a_check_against_a_budget_only() -> None:
     assert [row[0] for row in latency(page.record["result"]).rows] == ["candidate"]  # type: ignore[index]
 
 
+SLOWER = Gate("slowdown", "regression", "+6.00 %", "at most +2.50 %", 0.06, (0.05, 0.07))
+WORSE = Gate("accuracy", "regression", "2.00 points lost", "at most 1.00", 0.02, None)
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "badge"),
     [
         ({}, "regression", "missed"),
         ({"accepted": "new head"}, "pass (accepted)", "met"),
+        ({"accepted": "new head", "gates": (SLOWER, WORSE)}, "regression", "missed"),
         ({"gates": ()}, "pass", "met"),
     ],
 )
