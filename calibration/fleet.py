@@ -6,6 +6,7 @@ that was lost with its worker is done again elsewhere, and its result is stored 
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from calibration.database import LatencyDatabase
-from calibration.errors import FleetError
+from calibration.errors import CandidateLostError, FleetError
 from calibration.jobs import Answer, Job, Setup, Workplace
+from calibration.measure import MOST_LOST
 from calibration.rows import Row
 from calibration.widths import WidthVector
 from targets.errors import FingerprintError
@@ -55,10 +57,13 @@ class WorkerRecord:
 
 
 class Fleet:
-    """A connection to a Ray cluster, for the jobs of one setup; used in a `with` block."""
+    """A connection to a Ray cluster, for the jobs of one setup; used in a `with` block.
 
-    def __init__(self, address: str, setup: Setup) -> None:
-        self.address, self.setup = address, setup
+    `limit_s` is how long a job may take; then its worker process ends.
+    """
+
+    def __init__(self, address: str, setup: Setup, *, limit_s: float = 600.0) -> None:
+        self.address, self.setup, self.limit_s = address, setup, limit_s
         self.workers: dict[str, WorkerRecord] = {}
         self._ray = ray_module()
 
@@ -110,7 +115,7 @@ class Fleet:
 
     def submit(self, job: Job) -> Any:
         """Hand a job in; the reference that `first_done` takes."""
-        return self._task.remote(self._shared, job)
+        return self._task.remote(self._shared, job, self.limit_s)
 
     def first_done(self, waiting: Sequence[Any]) -> Any:
         """The first of these references that is done; FleetError when all devices are gone."""
@@ -124,14 +129,25 @@ class Fleet:
                 self.check()
 
     def answer(self, reference: Any, job: Job) -> tuple[str, Answer]:
-        """Which device did the job, and what it says."""
+        """Which device did the job, and what it says.
+
+        CandidateLostError if it took each worker along, or too long on each.
+        """
         try:
             worker, digest, answer = self._ray.get(reference)
+        except (
+            self._ray.exceptions.WorkerCrashedError,
+            self._ray.exceptions.OutOfMemoryError,
+        ) as error:
+            raise CandidateLostError(
+                f"ended {ATTEMPTS} worker processes, or took each longer than "
+                f"{self.limit_s / 60:g} minutes: {type(error).__name__}"
+            ) from error
         except self._ray.exceptions.RayError as error:
             kept = ", ".join(map(str, job.widths.kept))
             raise FleetError(
-                f"the worker died {ATTEMPTS} times at the widths {kept}: {type(error).__name__}",
-                fix="look at the memory of the devices, and run the same command again",
+                f"the fleet lost the job of the widths {kept}: {type(error).__name__}",
+                fix="look after the devices, and run the same command again",
             ) from error
         assert digest == job.digest, "Ray answered another job"
         return worker, answer
@@ -170,14 +186,18 @@ def measure_on_fleet(
     precision: float = 0.01,
     on_done: Callable[[int, int], None] | None = None,
 ) -> None:
-    """What `measure_all` does, on all devices at once; results are stored as they arrive."""
+    """What `measure_all` does, on all devices at once; results are stored as they arrive.
+
+    A candidate that ends its workers is marked and never tried again; FleetError after several in
+    a row.
+    """
     setup = fleet.setup
-    known = [database.has(setup.skeleton.sha256, setup.fingerprint, widths) for widths in wanted]
-    asked = {widths for widths, is_known in zip(wanted, known, strict=True) if not is_known}
+    which = setup.skeleton.sha256, setup.fingerprint
+    lost, in_a_row = database.lost(*which), 0
     jobs = [
         Job(setup.digest, widths, precision, version("wgates"))
         for widths in dict.fromkeys(wanted)
-        if widths in asked
+        if widths not in lost and not database.has(*which, widths)
     ]
     waiting = {fleet.submit(job): job for job in jobs}
     total, done = len(wanted), len(wanted) - len(jobs)
@@ -185,8 +205,20 @@ def measure_on_fleet(
         if on_done is not None and done:
             on_done(done, total)
         reference = fleet.first_done(list(waiting))
-        worker, answer = fleet.answer(reference, waiting.pop(reference))
-        database.merge([fleet.judged(worker, answer)])
+        job = waiting.pop(reference)
+        try:
+            worker, answer = fleet.answer(reference, job)
+        except CandidateLostError as error:
+            database.mark_lost(*which, job.widths, error.message)
+            in_a_row += 1
+            if in_a_row == MOST_LOST:
+                raise FleetError(
+                    f"{in_a_row} candidates in a row were lost; the last {error.message}",
+                    fix="look at the devices' memory, or allow more time: --watchdog MINUTES",
+                ) from error
+        else:
+            in_a_row = 0
+            database.merge([fleet.judged(worker, answer)])
         done += 1
     if on_done is not None:
         on_done(total, total)
@@ -200,7 +232,12 @@ def ray_module() -> Any:
         raise FleetError(f"a fleet needs Ray: {error}", fix=INSTALL) from error
 
 
-def _work(setup: Setup, job: Job) -> tuple[str, str, Answer]:
-    """On the device: its name, the job's digest, the answer."""
+def _work(setup: Setup, job: Job, limit_s: float) -> tuple[str, str, Answer]:
+    """On the device: its name, the job's digest, the answer; the process ends after the limit."""
     node: str = ray_module().get_runtime_context().get_node_id()
-    return node[:8], job.digest, PLACE.perform(setup, job)
+    # a thread of C: the runtime may hang with Python's lock held
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        return node[:8], job.digest, PLACE.perform(setup, job)
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -16,7 +16,6 @@ from typing import Self
 
 from calibration.errors import CandidateLostError, MeasuringError
 from calibration.jobs import Answer, Job, Setup, Workplace
-from calibration.measure import remove_abandoned
 from calibration.phases import Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
@@ -82,13 +81,13 @@ class IsolatedBench:
         with self.phases.spent_on("start"):
             pipe, process = self._started()
         with self.phases.spent_on("wait") as waiting:
-            pipe.send(job)
-            if not pipe.poll(self.limit_s):
-                self._end()
-                return f"took longer than {self.limit_s / 60:g} minutes"
             try:
+                pipe.send(job)
+                if not pipe.poll(self.limit_s):
+                    self._end()
+                    return f"took longer than {self.limit_s / 60:g} minutes"
                 answer = pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, BrokenPipeError, ConnectionResetError):  # perhaps long ago, unasked
                 return self._became_of(process)
             assert isinstance(answer, Answer)
             waiting.was(answer.phases)
@@ -136,7 +135,6 @@ class IsolatedBench:
 def _serve(pipe: Connection, setup: Setup, anchor: Path | None) -> None:
     """In the child: answer jobs until the parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    remove_abandoned()
     place = Workplace(anchor)
     try:
         while True:

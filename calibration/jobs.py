@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from calibration.candidates import Slicer
-from calibration.measure import Bench
+from calibration.measure import Bench, remove_abandoned
 from calibration.phases import Phases
 from calibration.rows import Row, widths_key
 from calibration.skeleton import Skeleton
@@ -129,6 +129,7 @@ class Workplace:
     def _bench_of(self, setup: Setup, target: Target) -> Bench:
         if self._bench is None or self._digest != setup.digest:
             self.close()
+            remove_abandoned()
             anchor = self._built(setup, target) if self.anchor is None else self.anchor
             slicer = Slicer(setup.skeleton)
             self._bench = Bench(target, slicer, anchor, setup.batches, setup.keep_fp32)

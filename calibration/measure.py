@@ -29,7 +29,7 @@ from targets.loads import LOADS, Loads, over_loads
 from targets.timing import Comparison, compare
 
 MEMORY = Path("/dev/shm")  # files there never reach a disk
-SCRATCH = "wgates-"  # how the folders of candidates begin
+SCRATCH = "wgates-candidate-"  # how their folders begin: of nothing else, since they are removed
 MOST_LOST = 5  # candidates in a row
 WORTH, LONGEST_S = 2.0, 10.0  # timed for so many times what preparing took; at most so long
 ROOM = 6  # free space there, in sizes of the dense graph: others build, too
@@ -135,15 +135,16 @@ def abandoned(parent: Path = MEMORY, *, older_than_s: float = 0.0) -> Iterator[P
             os.close(descriptor)
 
 
-def remove_abandoned(parent: Path = MEMORY, *, older_than_s: float = 2.0) -> int:
+def remove_abandoned(*parents: Path, older_than_s: float = 2.0) -> int:
     """Remove folders of processes that were killed, which would keep memory for ever; how many.
 
-    One that is young may be about to be locked.
+    One that is young may be about to be locked. `parents`: wherever `scratch` puts them.
     """
     removed = 0
-    for folder in abandoned(parent, older_than_s=older_than_s):
-        shutil.rmtree(folder, ignore_errors=True)
-        removed += 1
+    for parent in parents or (MEMORY, Path(tempfile.gettempdir())):
+        for folder in abandoned(parent, older_than_s=older_than_s):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
     return removed
 
 

@@ -54,7 +54,7 @@ def devices(context: Context, bench: Bench, anchor: Path | None = None) -> Itera
         ) as isolated:
             yield Devices(partial(measure_all, isolated), 1)
         return
-    with Fleet(address, Setup.of(bench)) as fleet:
+    with Fleet(address, Setup.of(bench), limit_s=watchdog_s(context)) as fleet:
         yield Devices(partial(measure_on_fleet, fleet), fleet.devices())
         for worker in fleet.workers.values():
             context.reporter.say(f"calibrate: {worker}")

@@ -133,6 +133,22 @@ def test_a_killed_worker_and_a_lost_node_lose_and_double_nothing(
     check_rows(database, WANTED[:24])
 
 
+def test_a_candidate_that_hangs_is_marked_and_not_tried_again(
+    cluster: Any, setup: Setup, database: LatencyDatabase
+) -> None:
+    told: list[tuple[int, int]] = []
+    with Fleet(cluster.address, setup, limit_s=0.01) as fleet:
+        for _ in range(2):
+            measure_on_fleet(
+                fleet, database, WANTED[:1], on_done=lambda done, total: told.append((done, total))
+            )
+    assert told == [(1, 1), (1, 1)]
+    [(widths, reason)] = database.lost(SKELETON.sha256, setup.fingerprint).items()
+    assert widths == WANTED[0]
+    assert "took each longer than" in reason
+    assert database.rows(SKELETON.sha256) == ()
+
+
 def kill_a_busy_worker(cluster: Any) -> int:
     """SIGKILL for one of this cluster's processes that is at a job; its pid."""
     raylets = {node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes}

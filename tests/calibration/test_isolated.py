@@ -115,6 +115,18 @@ def test_a_crash_that_is_not_the_candidates_is_tried_again(isolated: IsolatedBen
     assert isolated.row(widths(ONCE)).ratio == pytest.approx(law((16, ONCE)), rel=1e-3)
 
 
+def test_a_process_that_died_while_nobody_asked_is_started_again(
+    isolated: IsolatedBench, faulty: Path
+) -> None:
+    isolated.row(widths(32))
+    killed = int((faulty / "pid").read_text())
+    os.kill(killed, signal.SIGKILL)
+    assert isolated._process is not None
+    isolated._process.join()
+    assert isolated.row(widths(32)).ratio == pytest.approx(law((16, 32)), rel=1e-3)
+    assert int((faulty / "pid").read_text()) != killed
+
+
 def test_a_hang_is_ended(setup: Setup, faulty: Path) -> None:
     with IsolatedBench(setup, Phases(), limit_s=30) as made:
         made.row(widths(32))

@@ -10,7 +10,15 @@ import pytest
 
 from calibration.candidates import Slicer
 from calibration.database import LatencyDatabase
-from calibration.measure import LONGEST_S, Bench, abandoned, measure_all, remove_abandoned, scratch
+from calibration.measure import (
+    LONGEST_S,
+    SCRATCH,
+    Bench,
+    abandoned,
+    measure_all,
+    remove_abandoned,
+    scratch,
+)
 from calibration.sampling import first_widths
 from calibration.skeleton import Skeleton
 from calibration.widths import WidthVector
@@ -199,7 +207,7 @@ def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("calibration.measure.MEMORY", tmp_path)
-    left, other = tmp_path / "wgates-left", tmp_path / "other"
+    left, other = tmp_path / f"{SCRATCH}left", tmp_path / "other"
     for folder in (left, other):
         folder.mkdir()
         (folder / "candidate.onnx").write_bytes(b"engine")
