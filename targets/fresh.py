@@ -106,12 +106,13 @@ class FreshProcess:
         status = self._child.wait()
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
-        return EngineError(
-            f"the {self._name} process failed: {lines[-1] if lines else _end_of(status)}",
-            fix="mend that and run the same command again"
-            if lines
-            else "run the same command again; if it fails again, see that memory is not short",
-        )
+        last = lines[-1] if lines else ""
+        if last and status >= 0:
+            fix = "mend that and run the same command again"
+        else:  # what a library printed before does not say why it was killed
+            last = f"{_end_of(status)}{f', after: {last}' if last else ''}"
+            fix = "run the same command again; if it fails again, see that memory is not short"
+        return EngineError(f"the {self._name} process failed: {last}", fix=fix)
 
 
 def serve_messages(answer: Callable[[dict[str, Any]], Any]) -> int:

@@ -96,7 +96,8 @@ def steal_ticks() -> int:
 
 def throttled_us() -> int:
     """Microseconds that the control group's CPU quota held us back so far; 0 if unreadable."""
-    return max((_throttled_of(folder) for folder in _cgroup_folders()), default=0)
+    # each group counts for itself, and any of them may hold us back
+    return sum(_throttled_of(folder) for folder in _cgroup_folders())
 
 
 @functools.cache

@@ -21,9 +21,10 @@ def answer(message):
     if "print" in message:
         os.write(1, b"a library's words\\n")
         print("more of them")
+    if message.get("say"):
+        sys.stderr.write(message["say"])
+        sys.stderr.flush()
     if "exit" in message:
-        if message.get("say"):
-            sys.stderr.write(message["say"])
         sys.exit(message["exit"])
     if "kill" in message:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -75,6 +76,7 @@ def test_an_error_in_the_block_ends_it_at_once(module: str) -> None:
     ("message", "told", "fix"),
     [
         ({"kill": True}, "ended by SIGKILL", "memory"),
+        ({"say": "a warning\n", "kill": True}, "ended by SIGKILL, after: a warning", "memory"),
         ({"exit": 3}, "exit status 3", "run the same command again"),
         ({"exit": 1, "say": "a warning\nthe engine failed\n"}, "the engine failed", "mend that"),
         ({"fail": "damaged"}, r"damaged \(mend the engine\)", "mend that"),
