@@ -27,6 +27,8 @@ from pipeline.pruning.surgery import shrink
 from pipeline.unfused import run_onnx
 
 Residual = Literal["tied", "inner"]
+# of torch, which has no narrower type, of its norms, and of a network that asserts its own shapes
+SHAPE_ERRORS = (RuntimeError, ValueError, AssertionError)
 LARGE = 100_000_000  # weights; a proof in float64 would take several times the network's memory
 
 
@@ -224,7 +226,7 @@ class Proof:
                 with masked(self.probe, skeleton.groups, plan):
                     gated = self.probe(self.images)
                 sliced = shrink(self.probe, skeleton, plan)(self.images)
-            except RuntimeError as error:  # torch's shape errors have no narrower type
+            except SHAPE_ERRORS as error:
                 return f"the gated or sliced network does not run: {str(error).splitlines()[0]}"
         if gated.shape != sliced.shape:
             return f"the sliced network's output is {tuple(sliced.shape)}"

@@ -73,7 +73,7 @@ def _finish(
 ) -> None:
     """Record what a convolution makes along `dim` of its weight."""
     weight, sized = node.input[1], node.output[0] if dim == 0 else node.input[0]
-    gate = not walk.feeds_only_batch_norm(node.output[0])
+    gate = not walk.feeds_only_norm(node.output[0])
     walk.use(weight, dim, made, produces=produces, gate=gate)
     if len(node.input) > 2 and node.input[2]:
         walk.use(node.input[2], 0, made)
@@ -94,7 +94,7 @@ def _linear(walk: Propagation, node: onnx.NodeProto) -> None:
     inner, outer = (1, 0) if attribute(node, "transB", 0) else (0, 1)
     walk.use(weight, inner, walk.along(source, -1))
     made = walk.identities.new(walk.shape(weight)[outer])
-    gate = not walk.feeds_only_batch_norm(node.output[0])
+    gate = not walk.feeds_only_norm(node.output[0])
     walk.use(weight, outer, made, produces=True, gate=gate)
     if len(node.input) > 2 and node.input[2]:
         walk.use(node.input[2], 0, made)
@@ -125,8 +125,9 @@ def _batch_norm(walk: Propagation, node: onnx.NodeProto) -> None:
 
 def _instance_norm(walk: Propagation, node: onnx.NodeProto) -> None:
     source = walk.along(node.input[0], 1)
-    for tensor in node.input[1:3]:
-        walk.use(tensor, 0, source)
+    scale, shift = node.input[1:3]
+    walk.use(scale, 0, source, gate=True)  # before it, a closed channel would come out as its shift
+    walk.use(shift, 0, source)
     walk.emit(node.output[0], source)
 
 

@@ -208,8 +208,14 @@ class Propagation:
         for ids in (known, use.ids):
             self.identities.freeze(ids, f"{use.tensor} counts unlike channels")
 
-    def feeds_only_batch_norm(self, name: str) -> bool:
-        return [node.op_type for node in self._consumers.get(name, [])] == ["BatchNormalization"]
+    def feeds_only_norm(self, name: str) -> bool:
+        """Whether a gate after the norm, which has a scale of its own, does for `name` too."""
+        readers = self._consumers.get(name, [])
+        norms = ("BatchNormalization", "InstanceNormalization")
+        if len(readers) != 1 or readers[0].op_type not in norms:
+            return False
+        scale = readers[0].input[1]
+        return readers[0].op_type == norms[0] or self.parameter(scale) is not None
 
     def scopes(self, node: onnx.NodeProto) -> Iterator[str]:
         """Paths of the modules around the node, innermost first; "" is the whole network.

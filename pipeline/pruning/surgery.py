@@ -96,8 +96,9 @@ def _refresh_sizes(module: nn.Module) -> None:
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if module.running_mean is not None:
-            module.num_features = module.running_mean.shape[0]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        sized = module.running_mean if module.weight is None else module.weight
+        if sized is not None:
+            module.num_features = sized.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]

@@ -298,6 +298,28 @@ def test_a_single_slope_prelu_is_no_obstacle() -> None:
     assert found(network)["a"] == (16, None)
 
 
+def test_an_instance_norm_is_gated_behind_its_shift() -> None:
+    norm = nn.InstanceNorm2d(16, affine=True)
+    nn.init.uniform_(norm.bias, 0.5, 1.5)
+    network = traced(through(lambda s, x: F.relu(s.n(x)), n=norm))
+    assert found(network)["a"] == (16, None)
+    plan = network.plan(0)
+    assert network.gap(plan) < 1e-9
+    assert shrink(network.model, network.skeleton, plan).n.num_features == len(plan.kept["a"])
+
+
+def test_a_network_that_asserts_its_own_widths_keeps_them() -> None:
+    def checked(s: Net, x: Tensor) -> Tensor:
+        if x.shape[1] != 16:
+            raise ValueError(f"{x.shape[1]} channels")
+        return F.relu(x)
+
+    network = traced(through(checked))
+    reason = found(network)["a"][1] or ""
+    assert "does not run" in reason
+    assert "channels" in reason
+
+
 def test_a_hard_coded_view_is_frozen_and_does_not_crash() -> None:
     with seeded():
         net = Net(
