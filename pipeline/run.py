@@ -65,6 +65,7 @@ class Run:
     def __init__(self, folder: Path, stages: Mapping[str, Stage]) -> None:
         self.folder, self.stages = folder, stages
         self._options: dict[str, Any] = {name: stage.options() for name, stage in stages.items()}
+        self._settled: set[str] = set()  # stages that are known to be of today
         self.memo: dict[Any, Any] = {}  # what a process need not read twice, such as decoded images
 
     # options ------------------------------------------------------------------------------
@@ -170,11 +171,11 @@ class Run:
 
     def execute(self, stage: Stage, reporter: Reporter) -> bool:
         """Run the stage unless it is fresh; returns whether it ran."""
+        self._require_fresh(stage)
         if self.is_fresh(stage):
             reporter.say(f"{stage.name}: done before, nothing changed")
+            self._settled.add(stage.name)
             return False
-        for need in stage.needs:
-            self.read(need, RECORD)
         with self._story(stage), disk_faults_told(f"{stage.name} stopped", self._partial(stage)):
             partial, resumed = self._open_partial(stage)
             self.event("stage started", stage=stage.name, resumed=resumed)
@@ -182,7 +183,22 @@ class Run:
                 stage.execute(Context(self, stage, partial, reporter))
             self._finish(stage, partial)
             self.event("stage finished", stage=stage.name)
+        self._settled = {stage.name, *stage.needs}  # what reads it is not
         return True
+
+    def _require_fresh(self, stage: Stage) -> None:
+        """MissingInputError unless all that the stage reads, however far back, is of today."""
+        for need in stage.needs:
+            self.read(need, RECORD)
+            if need in self._settled:
+                continue
+            self._require_fresh(self.stages[need])
+            if not self.is_fresh(self.stages[need]):
+                raise MissingInputError(
+                    f"{self.folder / need} was made before its options or what it reads changed",
+                    fix=f"run: pipeline {need} {self.folder}",
+                )
+            self._settled.add(need)
 
     @contextmanager
     def _story(self, stage: Stage) -> Iterator[None]:

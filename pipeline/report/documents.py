@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import DeployError, MissingInputError
+from pipeline.files import digest, json_in
+from pipeline.run import RECORD
 
 Document = dict[str, Any]
+PLAIN = re.compile(r"[a-z]+")  # a stage's name, which leads out of no folder
 
 FILES = {
     "prepare": "prepare/prepare.json",
@@ -50,8 +54,16 @@ class Documents:
 
     @classmethod
     def read(cls, folder: Path, only: Collection[str] = tuple(FILES)) -> Self:
-        """MissingInputError if no stage has run; DeployError if a document is damaged."""
-        found = {name: _read(folder / FILES[name]) for name in only}
+        """MissingInputError if no stage has run; DeployError if a document is damaged.
+
+        What was made of a stage that was done anew since counts as not there.
+        """
+        found = {
+            name: None
+            if _is_stale(folder, FILES[name].partition("/")[0])
+            else _read(folder / FILES[name])
+            for name in only
+        }
         if all(document is None for document in found.values()):
             raise MissingInputError(f"{folder} has no results yet", fix="run: pipeline prepare RUN")
         return cls(**found)
@@ -67,6 +79,20 @@ class Documents:
             if document is not None and document.get(key) is not None
         ]
         return stated[-1] if stated else None
+
+
+def _is_stale(folder: Path, stage: str, asked: frozenset[str] = frozenset()) -> bool:
+    """Whether something that the stage read, however far back, was written anew since."""
+    record = json_in(folder / stage / RECORD)
+    needs = record.get("needs") if isinstance(record, dict) else None
+    if not isinstance(needs, dict) or stage in asked:
+        return False
+    return any(
+        PLAIN.fullmatch(need) is not None
+        and (folder / need / RECORD).is_file()
+        and (digest(folder / need / RECORD) != was or _is_stale(folder, need, asked | {stage}))
+        for need, was in needs.items()
+    )
 
 
 def _read(path: Path) -> Document | None:

@@ -14,7 +14,8 @@ from calibration.widths import Plan
 from pipeline.data.base import ImageData
 from pipeline.data.decode import processors
 from pipeline.data.sources import load_data
-from pipeline.files import write_atomically
+from pipeline.errors import DataError
+from pipeline.files import json_in, write_atomically
 from pipeline.layout import is_faster, refusal
 from pipeline.models.weights import load_weights
 from pipeline.models.zoo import create_model, input_size_of
@@ -27,6 +28,7 @@ from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
 
+DATA_CARD = "data_card.json"  # which prepare writes
 LAYOUT = "layout"  # in a run's memo
 
 
@@ -56,9 +58,33 @@ def data_of(context: Context) -> ImageData:
             workers=_workers(options),
             progress=progress,
         )
+        _require_size(context.run.memo[key], options.image_size)
+        _require_unchanged(context, context.run.memo[key])
     data = context.run.memo[key]
     assert isinstance(data, ImageData)
     return data
+
+
+def _require_size(data: ImageData, asked: int | None) -> None:
+    """DataError if a user's own data has another size than was asked for."""
+    size = tuple(data.card.image_shape[1:])
+    if asked is not None and size != (asked, asked):
+        raise DataError(
+            f"{data.card.name} gave {size[0]} x {size[1]} pixels, --image-size is {asked}",
+            fix="let the factory accept image_size= and keep to it, or leave --image-size out",
+        )
+
+
+def _require_unchanged(context: Context, data: ImageData) -> None:
+    """DataError if these are not the images that prepare saw: other ones may be held out now."""
+    if context.stage.name == "prepare":
+        return
+    card = json_in(context.run.folder / "prepare" / DATA_CARD)
+    if isinstance(card, dict) and card.get("digest") != data.card.digest:
+        raise DataError(
+            f"{data.card.name} is not what it was when prepare ran",
+            fix=f"put it back, or remove {context.run.folder / 'prepare'} and run it all again",
+        )
 
 
 def _workers(options: PrepareOptions) -> int | None:

@@ -18,7 +18,7 @@ from pipeline.report import render_report
 from pipeline.run import Context, Run
 from pipeline.sbom import bill_of_materials
 from pipeline.serving import target_of
-from pipeline.stages.common import skeleton_of
+from pipeline.stages.common import DATA_CARD, skeleton_of
 from pipeline.triton import triton_repository
 from targets.base import Target
 
@@ -28,7 +28,7 @@ BUNDLE = "bundle"
 def execute(context: Context) -> None:
     run, target = context.run, target_of(context.run)
     engine = run.read("build", run.document("build", "build.json")["engine"])
-    card = DataCard.from_json(run.read("prepare", "data_card.json").read_text(encoding="utf-8"))
+    card = DataCard.from_json(run.read("prepare", DATA_CARD).read_text(encoding="utf-8"))
     shape = skeleton_of(run).input_shape
     name = context.options(PackageOptions).serve_name or _servable(run.folder.name)
     certificate = run.document("verify", "certificate.json")

@@ -157,6 +157,17 @@ def test_a_stage_done_anew_makes_later_ones_stale(workshop: Workshop) -> None:
     assert (workshop.folder / "shop" / "sign.txt").read_text() == "made again, used"
 
 
+def test_a_stage_alone_is_not_done_with_what_is_out_of_date(workshop: Workshop) -> None:
+    workshop.run("make", "use", size=1)
+    with pytest.raises(MissingInputError, match="make was made before its options") as caught:
+        workshop.run("use", size=2)
+    assert caught.value.fix == f"run: pipeline make {workshop.folder}"
+    assert workshop.calls == []
+    workshop.content = "made anew"
+    assert workshop.run("make", size=2) == ["make"]
+    assert workshop.run("use", size=2) == ["use"]
+
+
 def test_a_stage_done_anew_with_the_same_outcome_changes_nothing(workshop: Workshop) -> None:
     workshop.run()
     workshop.run("make", size=2)

@@ -10,6 +10,8 @@ import pytest
 
 from pipeline.check.page import record_of, write_page
 from pipeline.errors import DeployError
+from pipeline.files import digest
+from pipeline.report import render_report
 from pipeline.report.folder import Item, item_page, items_of, listing_page
 from tests.pipeline.test_recheck import make
 from tests.pipeline.test_report import Page, example, write_run
@@ -72,6 +74,26 @@ def test_a_run_that_is_not_done_names_the_next_stage(folder: Path) -> None:
     item = by_path(folder)["deep/half & <half>"]
     assert (item.model, item.target, item.verdict) == ("wgates:resnet20", "–", "calibrate is next")
     assert item.badge == "none"
+
+
+def test_what_was_made_of_an_older_plan_is_not_shown(folder: Path) -> None:
+    run = folder / "whole"
+    for stage in ("prune", "finetune", "verify"):
+        (run / stage / "stage.json").write_text(json.dumps({"stage": stage, "needs": {}}))
+    reads = {"finetune": "prune", "verify": "finetune"}
+
+    def note() -> None:
+        for stage, need in reads.items():
+            needs = {need: digest(run / need / "stage.json")}
+            (run / stage / "stage.json").write_text(json.dumps({"stage": stage, "needs": needs}))
+
+    note()
+    assert by_path(folder)["whole"].verdict == "met"
+    (run / "prune" / "stage.json").write_text(json.dumps({"stage": "prune", "options": "other"}))
+    assert by_path(folder)["whole"].verdict == "finetune is next"
+    assert "0.8871" not in render_report(run)
+    note()
+    assert by_path(folder)["whole"].verdict == "met"
 
 
 def test_a_check_says_what_was_held_against_what(folder: Path) -> None:

@@ -107,7 +107,10 @@ def prune(calibrated: Path, folder: Path, **options: Any) -> Run:
     shutil.copytree(calibrated, folder)
     run = Run(folder, STAGES)
     run.resolve({**PRUNED, **options})
-    run.execute(STAGES["prune"], Listener())
+    with pytest.MonkeyPatch.context() as patched:
+        # the dense network that one process trained, however many learn now
+        patched.setattr(Run, "_require_fresh", lambda *_: None)
+        run.execute(STAGES["prune"], Listener())
     return run
 
 
