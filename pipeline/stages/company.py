@@ -76,7 +76,7 @@ def _others(context: Context, count: int, told: Mapping[str, Any] | None) -> Ite
             # a process that is gone shows as a broken connection
             raise TrainingError(
                 f"{context.stage.name}: the processes that train together lost each other: "
-                f"{' '.join(other.last_words() for other in others) or error}",
+                f"{' '.join(filter(None, (other.last_words() for other in others))) or error}",
                 fix="run the same command again: it resumes; or use --devices 1",
             ) from error
         finally:

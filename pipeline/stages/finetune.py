@@ -97,5 +97,5 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
         loss,
         evaluate=best,
     )
-    best.restore()
+    best.restore(fabric)
     return history

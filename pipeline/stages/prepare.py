@@ -11,7 +11,14 @@ from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
 from pipeline.run import Context
-from pipeline.stages.common import bare_model, data_of, fabric_of, recipe_of, trainer_of
+from pipeline.stages.common import (
+    DATA_CARD,
+    bare_model,
+    data_of,
+    fabric_of,
+    recipe_of,
+    trainer_of,
+)
 from pipeline.stages.company import company
 from pipeline.training import Epoch, decayed, sgd
 
@@ -37,7 +44,7 @@ def _execute(context: Context) -> None:
         epochs = 0 if options.weights is not None else EPOCHS_FROM_SCRATCH
     history = _train(context, model, epochs)
     save_weights(model, context.partial / "dense.safetensors")
-    write_atomically(context.partial / "data_card.json", data.card.to_json().encode())
+    write_atomically(context.partial / DATA_CARD, data.card.to_json().encode())
     context.write_json(
         "prepare.json",
         {
@@ -70,5 +77,5 @@ def _train(context: Context, model: nn.Module, epochs: int) -> list[Epoch]:
         lambda images, labels: loss(model(images), labels),
         evaluate=best,
     )
-    best.restore()
+    best.restore(fabric)
     return history

@@ -98,9 +98,9 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(channels_last(trained, regime.channels_last))
             if self.fabric.world_size > 1:
+                self._require_images_for_all()
                 share_weights(trained)
-                if regime.sync_norms:
-                    stack.enter_context(one_batch_norm(trained))
+                stack.enter_context(one_batch_norm(trained))
             steps = Steps(self.fabric, trained, optimizer, loss, self.recipe)
             average = WeightAverage(trained, regime.ema) if regime.ema > 0 else None
             session = Session(trained, optimizer, steps, average, on_step)
@@ -112,6 +112,16 @@ class Trainer:
             if average is not None:
                 average.swap()
         return self.history
+
+    def _require_images_for_all(self) -> None:
+        """TrainingError if some process would get no image of an epoch's last batch."""
+        last, devices = self.data.size("train") % self.recipe.batch, self.fabric.world_size
+        if min(self.recipe.batch, last if last > 1 else devices) < devices:
+            raise TrainingError(
+                f"{self.recipe.label}: the last {last} images of an epoch are too few for "
+                f"{devices} devices",
+                fix="choose another --train-batch or --train-limit, or fewer --devices",
+            )
 
     def _epoch(self, session: Session, evaluate: Callable[[], Top1]) -> None:
         started = time.perf_counter() - self.progress.seconds

@@ -34,7 +34,6 @@ class Regime:
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of its Beta distribution; 0: off
     cutmix: float = 0.0
-    sync_norms: bool = True  # one batch norm over all processes
 
 
 @dataclass(frozen=True)

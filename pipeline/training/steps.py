@@ -90,9 +90,10 @@ class Steps:
         """Halve the images at once; TrainingError where that cannot be done."""
         tried = min(self.micro_batch, images)
         what = f"{self._recipe.label}: {tried} images at once do not fit into the device's memory"
-        if self._fabric.world_size > 1:  # the other processes are in the middle of their step
-            raise TrainingError(what, fix=f"use --micro-batch {tried // 2}") from error
         if tried <= LEAST_PART:
             raise TrainingError(what, fix="use smaller images, or another --device") from error
-        self.micro_batch = max(LEAST_PART, tried // 2)
+        fewer = max(LEAST_PART, tried // 2)
+        if self._fabric.world_size > 1:  # the other processes are in the middle of their step
+            raise TrainingError(what, fix=f"use --micro-batch {fewer}") from error
+        self.micro_batch = fewer
         self.tell(f"{what}; going on with {self.micro_batch}, gradients added up")

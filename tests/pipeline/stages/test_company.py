@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import TrainingError
+from pipeline.evaluation import BestByValidation
 from pipeline.run import Run
 from pipeline.stages import STAGES
 
@@ -56,6 +57,30 @@ def test_two_processes_prepare_what_one_prepares(tmp_path: Path) -> None:
     documents = [run.document("prepare", "prepare.json") for run in (alone, together)]
     assert documents[0]["top1"] == documents[1]["top1"]
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_after_a_resume_both_count_right_answers_of_the_best_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(BestByValidation, "restore", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(folder, devices=2)
+    monkeypatch.undo()
+    # the best is another one than the last, which a process beside would go on with
+    best = folder / "prepare.partial" / "best.safetensors"
+    tensors = load_file(best)
+    tensors["5.weight"] = -tensors["5.weight"]
+    save_file(tensors, best, {"val_top1": "1.0"})
+    run = prepare(folder, devices=2)
+    dense = run.read("prepare", "dense.safetensors")
+    alone = prepare(tmp_path / "alone", dense_epochs=0, weights=dense)
+    told = [one.document("prepare", "prepare.json")["top1"] for one in (run, alone)]
+    assert told[0] == told[1]
 
 
 @pytest.mark.slow
