@@ -125,7 +125,7 @@ def _resized(images: Tensor, size: int, options: ReadOptions) -> Tensor:
         raise DataError(
             f"{len(images)} images of {size} pixels need {wanted} bytes of memory, "
             f"{options.cache_bytes} are allowed",
-            fix="lower --image-size or raise --cache-bytes",
+            fix="lower --image-size, or give the images as imagefolder:DIR, which streams",
         )
     chunks = [
         F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)

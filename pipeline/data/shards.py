@@ -101,6 +101,12 @@ def _shards(place: str) -> dict[Split, list[Path]]:
     if "train" not in found or len(found) == 1:
         missing = "train" if "train" not in found else "val or test"
         raise DataError(f"{place} has no shards for {missing}", fix=FORM)
+    for (one, paths), (other, others) in itertools.combinations(found.items(), 2):
+        if both := set(paths) & set(others):
+            raise DataError(
+                f"{min(both).name} is named like shards of {one} and of {other}",
+                fix="give a pattern that tells them apart, such as 'DIR/name-{split}-*.tar'",
+            )
     return found
 
 

@@ -111,6 +111,8 @@ def _pair(value: Any, what: str, *, classes: int) -> tuple[Tensor, Tensor]:
             f"{what}: images have shape {tuple(images.shape)}, labels {tuple(labels.shape)}",
             fix="give images (n, C, H, W) and labels (n,) with n at least 1",
         )
+    if not labels.is_floating_point():
+        labels = labels.long()  # unsigned ones of more than 8 bits have no minimum
     if labels.is_floating_point() or labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"{what}: labels are {labels.dtype} from {labels.min()} to {labels.max()}",
@@ -118,7 +120,7 @@ def _pair(value: Any, what: str, *, classes: int) -> tuple[Tensor, Tensor]:
         )
     if images.is_floating_point() and not torch.isfinite(images).all():
         raise DataError(f"{what}: images hold NaN or infinite values", fix="remove these images")
-    return images.contiguous(), labels.long()
+    return images.contiguous(), labels
 
 
 def _tensor(value: Any, what: str) -> Tensor:

@@ -139,10 +139,12 @@ def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """The names without what wrappers put before them, in whatever order they were wrapped."""
     for prefix in PREFIXES:
         foreign = not any(key.startswith(prefix) for key in wanted)
         if foreign and state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            bare = {key.removeprefix(prefix): value for key, value in state.items()}
+            return _without_prefix(bare, wanted)
     return state
 
 

@@ -116,6 +116,14 @@ def test_patterns(shards):
     assert load(folders).card.counts == {"train": 54, "val": 6, "test": 20}
 
 
+def test_a_shard_of_two_splits_is_refused(shards):
+    for path in list(shards.glob("*.tar")):
+        path.rename(shards / f"retrieval-{path.name.replace('validation', 'val')}")
+    with pytest.raises(DataError, match=r"retrieval-d-train-00\.tar is named like shards of"):
+        load(shards)
+    assert load(f"{shards}/retrieval-d-{{split}}-*.tar").card.counts["val"] == 20
+
+
 @pytest.mark.parametrize(
     ("pattern", "texts"),
     [
