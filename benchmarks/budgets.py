@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.budgets_judged import Judge
 from benchmarks.common import environment, made, older_result, pipeline, start_from, write_result
-from pipeline.stages.closed_loop import advised
+from pipeline.budget import advised
 
 TARGETS = ("ort-cpu", "openvino-cpu")
 HIGHEST, COUNT = 0.85, 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,22 @@ class Budget:
     def __str__(self) -> str:
         # what `parse` reads: all digits, no exponent
         return f"{Decimal(repr(self.value)).normalize():f}{self.unit}"
+
+
+def advised(floor: float, *, room: float = 1.05) -> float:
+    """The least budget to ask for, where this share of the dense is the least that is reached.
+
+    `room`: how far above the floor, as its multiple.
+    """
+    return min(math.ceil(100 * room * floor) / 100, 0.99)
+
+
+def advice(floor: float, *, room: float = 1.05) -> str:
+    """The same in words."""
+    least = advised(floor, room=room)
+    if least >= floor:
+        return f"ask for at least {least:.2f}x"
+    return "fewer channels hardly help it: lower --min-width, or take another network or target"
 
 
 def contradiction(

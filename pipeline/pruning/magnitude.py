@@ -88,6 +88,11 @@ class GivenPlan(Ranking):
     """A plan that was decided elsewhere."""
 
     def __init__(self, model: nn.Module, skeleton: Skeleton, plan: Plan) -> None:
+        if plan.skeleton_sha256 != skeleton.sha256:
+            raise GroupsError(
+                "the plan is of another skeleton: of other weights, another batch or image size",
+                fix="give a plan.json that `pipeline prune` wrote for this very network",
+            )
         skeleton.groups.check(plan)
         super().__init__(model, skeleton, {})
         self._plan = plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from calibration.active import START, START_WITH_PRIOR, SamplingPlan
@@ -27,10 +28,11 @@ from pipeline.stages.common import skeleton_of
 from pipeline.stages.measuring import devices, measurements
 from pipeline.stages.precision import settle
 from targets.base import Target
+from targets.statistics import percentile_of, required_samples
 from targets.timing import measure
 
 DATABASE = "latency.sqlite"
-ANCHOR = "anchor"
+ANCHOR, TAIL = "anchor", "tail.json"
 PROBED = 8  # the share of networks after the start set that look for width cliffs: an eighth
 
 
@@ -54,16 +56,25 @@ def execute(context: Context) -> None:
             settled.keep_fp32,
             phases,
         )
-        campaign = Campaign(context, bench, database, _plan(context, skeleton, target))
+        with phases.spent_on(TIMING):
+            tails = context.remembered(TAIL, lambda: _tails(target, anchor))
+        plan = _plan(context, skeleton, target)
+        campaign = Campaign(context, bench, database, plan, tails)
         with devices(context, bench, anchor) as here:
             stopped = campaign.run(here)
-        with phases.spent_on(TIMING), target.load(anchor) as engine:
-            tail = measure(engine, target.fingerprint(), calls=1000)
         found = _findings(context, campaign)
-    tails = {f"p{p}": tail.percentile_ms(p) / tail.median_ms() for p in (50, 90, 99)}
     document = found | {"tail": tails, "stopped": stopped, "phases": phases.to_json()}
     context.write_json("calibration.json", document)
     _tell(context, document)
+
+
+def _tails(target: Target, anchor: Path) -> dict[str, float]:
+    """Percentiles of the dense network over its median."""
+    with target.load(anchor) as engine:
+        found = measure(engine, target.fingerprint(), calls=1000).samples
+    few = len(found.clean_ms) < required_samples(99)  # others disturbed most of them
+    ms = found.ms if few else found.clean_ms
+    return {f"p{p}": percentile_of(ms, p) / percentile_of(ms, 50) for p in (50, 90, 99)}
 
 
 def _plan(context: Context, skeleton: Skeleton, target: Target) -> SamplingPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,16 @@ class Campaign:
     """Measures until a rule says that it is enough; `lpnet` is then the one fitted on all."""
 
     def __init__(
-        self, context: Context, bench: Bench, database: LatencyDatabase, plan: SamplingPlan
+        self,
+        context: Context,
+        bench: Bench,
+        database: LatencyDatabase,
+        plan: SamplingPlan,
+        tails: Mapping[str, float],
     ) -> None:
+        """`tails` are the dense network's percentiles over its median."""
         self.context, self.bench, self.database, self.plan = context, bench, database, plan
+        self.tails = tails
         self.options = context.options(CalibrateOptions)
         self.skeleton, self.fingerprint = bench.slicer.skeleton, bench.target.fingerprint()
         self.rule = StopRule(self.options.lpnet_error, self.options.samples, self.options.time)
@@ -81,13 +88,16 @@ class Campaign:
             )
 
     def aim(self) -> float | None:
-        """The run's budget as a share of the dense latency; None where it bounds no latency."""
+        """The median that the run's budget allows, as a share of the dense network's.
+
+        None where it bounds no latency.
+        """
         options = self.context.run.options("prune", PruneOptions)
         if options.objective != "latency":
             return None
         # the first record's: the same again when a killed run goes on
-        anchor_ms = self.records()[0].anchor_ms
-        return Budget.parse(options.budget).in_ms(anchor_ms) / anchor_ms
+        tail_ms = self.records()[0].anchor_ms * self.tails[options.percentile]
+        return Budget.parse(options.budget).in_ms(tail_ms) / tail_ms
 
     def _enough(self) -> str | None:
         """Fit on everything; why to stop, or None."""

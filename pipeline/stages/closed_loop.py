@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from calibration.lpnet import fit_lpnet, fit_once
 from calibration.measure import measure_all
 from calibration.sampling import near
 from calibration.widths import Plan, WidthVector
-from pipeline.budget import Budget
+from pipeline.budget import Budget, advice
 from pipeline.errors import BudgetUnreachableError
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import Cost, narrowest
@@ -28,11 +27,6 @@ FIRST_PLANS = 3  # at most, measured before others are chosen that are measured 
 # a plan gives accuracy away that is faster than this share of the budget, and than this of the aim:
 # 3 %, less the half percent by which two measurements of one plan differ
 WASTEFUL, AIMED = 0.975, 0.99
-
-
-def advised(floor: float) -> float:
-    """The least budget that leaves some room above the floor; both are shares of the dense."""
-    return math.ceil(floor * 105) / 100
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class Limit:
                 f"the budget {budget} ({budget_ms:.3f} ms) is below the floor: the fastest "
                 f"network that calibrate measured takes {floor_ms * tail:.3f} ms "
                 f"({calibration['floor']['ratio']:.2f}x of dense)",
-                fix=f"ask for at least {advised(calibration['floor']['ratio']):.2f}x",
+                fix=advice(calibration["floor"]["ratio"]),
             )
         return cls(budget, budget_ms, budget_ms / tail)
 
@@ -86,7 +80,8 @@ class ClosedLoop:
         """BudgetUnreachableError before any training if --min-width leaves no plan that fits."""
         self._require_reachable()
         found: list[Round] = []
-        rounds = self.solving.options.rounds
+        # a plan that was given stays the same
+        rounds = 1 if self.solving.options.plan else self.solving.options.rounds
         if self.solving.asks_plans:
             self.bias = self.solving.context.remembered("bias.json", self._found_bias)["bias"]
         for number in range(1, rounds + 1):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from calibration.counts import Count
 from calibration.skeleton import Skeleton
-from pipeline.budget import Budget, Objective
+from pipeline.budget import Budget, Objective, advice
 from pipeline.errors import BudgetMissedError, BudgetUnreachableError
 from pipeline.options import PruneOptions
 from pipeline.pruning.select import narrowest
@@ -44,7 +43,7 @@ class CountLimit:
             raise BudgetUnreachableError(
                 f"the budget {budget} ({most:,} {name}) is below the floor: all groups at minimum "
                 f"width have {floor:,} ({floor / dense:.2f}x of dense)",
-                fix=f"ask for at least {math.ceil(floor / dense * 100) / 100:.2f}x",
+                fix=advice(floor / dense, room=1.0),
             )
         return cls(budget, most, dense, name, count)
 
@@ -60,7 +59,8 @@ def solve_counted(solving: Solving, limit: CountLimit) -> Round:
     if found > limit.most:
         raise BudgetMissedError(
             f"the plan has {found:,} {limit.name}, the budget is {limit.most:,}",
-            fix="choose another --method, or ask for a larger budget",
+            fix=f"choose another {'--plan' if solving.options.plan else '--method'}, or ask for a "
+            "larger --budget",
         )
     record = solving.measured(plan.widths())
     chosen = Round(

@@ -70,7 +70,7 @@ def _by_latency(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
     loop = ClosedLoop(Solving(context, stack), limit)
     rounds = loop.run()
     stated = {**limit.to_json(), "aim_ms": loop.predicted_aim_ms}
-    return loop.solving, Solution(_best(rounds, limit), rounds, stated, loop.lpnet)
+    return loop.solving, Solution(_best(rounds, limit, options), rounds, stated, loop.lpnet)
 
 
 def _by_count(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
@@ -81,14 +81,16 @@ def _by_count(context: Context, stack: ExitStack) -> tuple[Solving, Solution]:
     return solving, Solution(chosen, [chosen], limit.to_json(), solving.lpnet)
 
 
-def _best(rounds: list[Round], limit: Limit) -> Round:
+def _best(rounds: list[Round], limit: Limit, options: PruneOptions) -> Round:
     """Of the plans that met the budget safely the slowest, which kept the most; or the safest."""
     met = [item for item in rounds if item.met]
     if not met:
         raise BudgetMissedError(
             f"no plan met {limit.p50_ms:.3f} ms in {rounds[-1].round} rounds; the last measured "
             f"{rounds[-1].measured_ms:.3f} ms",
-            fix="calibrate with more --samples, or widen --margin",
+            fix="give another --plan, or ask for a larger --budget"
+            if options.plan
+            else "calibrate with more --samples, or widen --margin",
         )
     safe = [item for item in met if item.safe]
     if not safe:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.budget import Budget, Objective, Percentile, contradiction
+from pipeline.budget import Budget, Objective, Percentile, advice, contradiction
 from pipeline.errors import DeployError
 from pipeline.run import Run
 from pipeline.stages import STAGES
@@ -42,6 +42,19 @@ GOOD: list[tuple[Objective, str, Percentile]] = [
 @pytest.mark.parametrize(("objective", "budget", "percentile"), GOOD)
 def test_what_goes_together(objective: Objective, budget: str, percentile: Percentile) -> None:
     assert contradiction(objective, Budget.parse(budget), percentile) is None
+
+
+@pytest.mark.parametrize(
+    ("floor", "room", "words"),
+    [
+        (0.2, 1.05, "at least 0.21x"),
+        (0.5, 1.0, "at least 0.50x"),
+        (0.97, 1.05, "at least 0.99x"),
+        (0.995, 1.0, "fewer channels hardly help"),
+    ],
+)
+def test_what_is_advised_can_be_asked_for(floor: float, room: float, words: str) -> None:
+    assert words in advice(floor, room=room)
 
 
 @pytest.mark.parametrize(

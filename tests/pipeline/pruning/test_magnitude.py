@@ -111,3 +111,5 @@ def test_a_given_plan_is_taken_as_it_is_and_must_fit_the_network() -> None:
     assert GivenPlan(network.model, network.skeleton, plan).propose(selector, 1e12) is plan
     with pytest.raises(GroupsError, match="for other groups"):
         GivenPlan(network.model, network.skeleton, Plan(plan.skeleton_sha256, {"conv1": (0,)}))
+    with pytest.raises(GroupsError, match="of another skeleton"):
+        GivenPlan(network.model, network.skeleton, Plan("0" * 64, plan.kept))

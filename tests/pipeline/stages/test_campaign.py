@@ -71,7 +71,7 @@ def campaign(
     with LatencyDatabase(folder / "latency.sqlite") as database:
         bench = MortalBench(target, Slicer(SKELETON), anchor)
         object.__setattr__(bench, "deaths", [] if dies_after is None else [dies_after])
-        yield Campaign(context, bench, database, plan), told
+        yield Campaign(context, bench, database, plan, {"p50": 1.0, "p99": 1.5}), told
 
 
 def finish(made: Campaign) -> str:

@@ -73,6 +73,7 @@ class Bench:
         self.lpnet = SimpleNamespace(
             predict_one_ms=lambda widths: 5.5, get_buffer=lambda name: torch.tensor(10.0)
         )
+        self.options = PruneOptions()
         self.events: list[dict[str, Any]] = []
         self.said: list[str] = []
         run = SimpleNamespace(event=lambda kind, **values: self.events.append(values))

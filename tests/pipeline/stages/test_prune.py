@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,15 +111,18 @@ def test_plan_for_a_count_meets_its_budget_at_any_latency() -> None:
 
 def test_slowest_plan_that_met_is_taken() -> None:
     rounds = [round_of(0.5, 0.51), round_of(0.58, 0.59), round_of(0.60, 0.62), round_of(0.4, 0.41)]
-    assert _best(rounds, limit_of("6ms")) is rounds[1]
+    assert _best(rounds, limit_of("6ms"), PruneOptions()) is rounds[1]
 
 
 def test_plan_with_room_for_the_final_measurement_is_preferred() -> None:
     safe, close, closer = round_of(0.57, 0.58), round_of(0.59, 0.598), round_of(0.588, 0.599)
-    assert _best([closer, close, safe], limit_of("6ms")) is safe
-    assert _best([closer, close], limit_of("6ms")) is close
+    assert _best([closer, close, safe], limit_of("6ms"), PruneOptions()) is safe
+    assert _best([closer, close], limit_of("6ms"), PruneOptions()) is close
 
 
 def test_no_plan_that_met_is_an_error_with_the_last_measurement() -> None:
     with pytest.raises(BudgetMissedError, match=r"no plan met 6\.000 ms in 1 rounds.*7\.000 ms"):
-        _best([round_of(0.7, 0.71)], limit_of("6ms"))
+        _best([round_of(0.7, 0.71)], limit_of("6ms"), PruneOptions())
+    with pytest.raises(BudgetMissedError) as caught:
+        _best([round_of(0.7, 0.71)], limit_of("6ms"), PruneOptions(plan=Path("plan.json")))
+    assert caught.value.fix == "give another --plan, or ask for a larger --budget"
