@@ -9,6 +9,7 @@ form (A1).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ class WGates:
         self._before: NDArray[np.bool_] | None = None
 
     def solving_epochs(self, epochs: int) -> int:
-        return max(1, round(epochs * self.settings.live_share))
+        return min(epochs, max(1, round(epochs * self.settings.live_share)))
 
     def solve(self, trainer: Trainer, goal: Goal | None, *, ramp: bool = True) -> None:
         """Gated training for the trainer's epochs; the multiplier survives a resume.
@@ -115,6 +116,8 @@ class WGates:
 
         def evaluate() -> Top1:
             self.refresh()
+            if math.isnan(term.predicted):  # resumed after the epoch's last step
+                term.loss(self._look(), 1.0)
             trainer.state |= {"predicted": term.predicted, **self.health()}
             return top1(self.model, trainer.data, "val", trainer.fabric)
 

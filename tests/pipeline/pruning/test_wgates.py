@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from pipeline.evaluation import Top1
 from pipeline.pruning.constraint import Aim, Goal
 from pipeline.pruning.projection import PROJECTIONS
 from pipeline.pruning.select import Selector, priced
-from pipeline.pruning.wgates import GateSettings, WGates
+from pipeline.pruning.wgates import BudgetMode, GateSettings, WGates
 from pipeline.training import Loss, Trainer
 
 from .networks import named
@@ -131,6 +131,32 @@ def test_the_widths_that_gates_learn_hit_the_aim(wgates: WGates, steps: int, sha
     found = macs.at(WidthVector(fresh.skeleton.groups.names, fresh.open_widths()))
     assert found == pytest.approx(aim, rel=0.05)
     assert all(p.is_leaf for p in model.parameters())
+
+
+class Over(Course):
+    """One that goes on after an epoch's last step: only its evaluation is left."""
+
+    data = None
+
+    def train(self, *_: Any, evaluate: Callable[[], Top1], **more: Any) -> None:
+        evaluate()
+
+
+@pytest.mark.parametrize("mode", ["bound", "penalty"])
+def test_an_epoch_that_goes_on_after_its_last_step_states_its_cost(
+    wgates: WGates, mode: BudgetMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.pruning.wgates.top1", lambda *_: Top1(0.5, 4))
+    settings = replace(SETTINGS, mode=mode)
+    fresh = WGates(copy.deepcopy(wgates.model), wgates.skeleton, settings, multiple=8)
+    macs, course = Count.macs(fresh.skeleton), Over(10)
+    fresh.solve(cast("Trainer", course), goal(fresh, macs, macs.at(fresh.skeleton.groups.full())))
+    widths = WidthVector(fresh.skeleton.groups.names, fresh.open_widths())
+    assert course.state["predicted"] == pytest.approx(macs.at(widths), rel=1e-5)
+
+
+def test_no_epochs_are_none(wgates: WGates) -> None:
+    assert [wgates.solving_epochs(epochs) for epochs in (0, 1, 3)] == [0, 1, 2]
 
 
 @one_thread()
