@@ -88,7 +88,7 @@ class Turns:
 
     def __init__(self, case: Case, dense: nn.Module, device: str, turns: int, steps: int) -> None:
         self.recipe, self.steps_per_epoch = SimpleNamespace(epochs=1), LONG
-        self.fabric = SimpleNamespace(device=torch.device(device))
+        self.fabric = SimpleNamespace(device=torch.device(device), world_size=1)
         self.state: dict[str, float] = {}
         self.turns, self.steps, self.dense = turns, steps, dense.to(device).train()
         rng = torch.Generator().manual_seed(0)

@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
-from openvino_int8 import network, ratio, smooth_images
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common import environment, write_result
+from benchmarks.openvino_int8 import network, ratio, smooth_images
 from pipeline.export import export_onnx
 from pipeline.models.zoo import create_model
 from targets.base import Engine, Images, TargetOptions

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks import common
 from benchmarks.common import machines, older_result, start_from, write_result
 
@@ -46,3 +49,15 @@ def test_a_run_starts_with_what_was_calibrated_and_with_no_option_of_later_stage
     (run / "run.toml").write_text("[prune]\nrounds = 2\n")
     start_from(base, run)  # what the run has of its own stays
     assert tomllib.loads((run / "run.toml").read_text()) == {"prune": {"rounds": 2}}
+
+
+@pytest.mark.parametrize(
+    "name", [found.name for found in pkgutil.iter_modules(benchmarks.__path__)]
+)
+def test_every_benchmark_can_be_started(name: str) -> None:
+    try:
+        importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch_pruning":
+            raise
+        pytest.skip("torch-pruning, a rival, is not installed")
