@@ -137,6 +137,21 @@ def test_a_factory_of_arrays_gets_its_val_split_and_card(from_file):
     assert labels.dtype == torch.int64
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int16"])
+def test_labels_are_whole_numbers_of_any_size(from_file, kind):
+    text = """
+def small(n):
+    images, labels = pair(n)
+    return images, labels.astype(np.KIND)
+def make():
+    return {'train': small(50), 'test': small(10), 'classes': ['a', 'b']}
+"""
+    data = from_file(text.replace("KIND", kind))
+    assert data.labels("test").dtype == torch.int64
+    with pytest.raises(DataError, match="give whole numbers from 0 to 0"):
+        from_file(text.replace("KIND", kind).replace("['a', 'b']", "['a']"))
+
+
 def test_floats_are_taken_as_normalised(from_file):
     data = from_file(
         "def make():\n"

@@ -102,6 +102,8 @@ def test_save_and_load_give_the_same_tensors(tmp_path):
         lambda state: {"model": state},
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
     ],
 )
 def test_wrappers_and_the_module_prefix_are_taken_off(tmp_path, wrap):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import DeployError, TrainingError
@@ -221,3 +225,17 @@ def test_fabric_that_cannot_be_had(device: str, precision: str) -> None:
 def test_epoch_line_is_flat() -> None:
     line = Epoch(1, 2.0, 0.5, 3.0, {"live": 0.1}).to_json()
     assert line == {"live": 0.1, "epoch": 1, "loss": 2.0, "val_top1": 0.5, "seconds": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("images", "devices", "does"), [(66, 2, True), (67, 4, False), (65, 4, True)]
+)
+def test_every_device_needs_an_image_of_the_last_batch(
+    tmp_path: Path, images: int, devices: int, does: bool
+) -> None:
+    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=devices)
+    trainer = Trainer(
+        cast("Fabric", fabric), make_data(images), tmp_path, Listener(), recipe(epochs=1)
+    )
+    with nullcontext() if does else pytest.raises(TrainingError, match="too few for 4 devices"):
+        trainer._require_images_for_all()
