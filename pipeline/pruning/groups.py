@@ -227,7 +227,8 @@ class Proof:
                     gated = self.probe(self.images)
                 sliced = shrink(self.probe, skeleton, plan)(self.images)
             except SHAPE_ERRORS as error:
-                return f"the gated or sliced network does not run: {str(error).splitlines()[0]}"
+                said = str(error).splitlines() or [type(error).__name__]
+                return f"the gated or sliced network does not run: {said[0]}"
         if gated.shape != sliced.shape:
             return f"the sliced network's output is {tuple(sliced.shape)}"
         worst = float((gated - sliced).abs().max() / gated.abs().max().clamp_min(1e-30))
