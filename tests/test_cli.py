@@ -222,6 +222,31 @@ def test_exit_codes(
     assert len(result.stderr.splitlines()) == (2 if code else 0)
 
 
+@pytest.mark.parametrize(
+    ("command", "verdict", "kept"),
+    [
+        (("verify",), "inconclusive", False),
+        (("run", "--out"), "inconclusive", False),
+        (("verify",), "missed", True),
+        (("package",), "inconclusive", True),
+    ],
+)
+def test_what_was_inconclusive_is_measured_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    verdict: str,
+    kept: bool,
+) -> None:
+    folder = tmp_path / "verify"
+    folder.mkdir()
+    (folder / "certificate.json").write_text(json.dumps({"verdict": verdict, "budget_ms": 4.0}))
+    (folder / "stage.json").write_text("{}")
+    monkeypatch.setattr("pipeline.run.Run.execute", lambda *_: False)
+    invoke(*command, tmp_path, "--json")
+    assert (folder / "stage.json").exists() == kept
+
+
 def test_ctrl_c_says_that_the_command_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
