@@ -206,7 +206,9 @@ def test_every_stage_left_a_record_and_two_events(whole_run: Done) -> None:
     assert not list(whole_run.folder.glob("*.partial"))
 
 
-def test_same_command_again_does_nothing(whole_run: Done) -> None:
+def test_same_command_again_does_nothing(whole_run: Done, certificate: dict[str, Any]) -> None:
+    if certificate["verdict"] == "inconclusive":
+        pytest.skip("the machine was too loud for a verdict, and would be measured again")
     before = {p: p.stat().st_mtime_ns for p in whole_run.folder.rglob("*") if p.is_file()}
     started = time.perf_counter()
     project = whole_run.folder.parents[1]
