@@ -47,16 +47,10 @@ class BestByValidation:
             write_atomically(self.path, save(tensors, {"val_top1": repr(found.top1)}))
         return found
 
-    def restore(self, fabric: Fabric) -> None:
-        """Put the best tensors back; does nothing when there was no epoch.
-
-        Of several processes the first one's: the others' files do not outlive a resume.
-        """
+    def restore(self) -> None:
+        """Put the best tensors back; does nothing when there was no epoch."""
         if self.path.exists():
             self.module.load_state_dict(load(self.path.read_bytes()))
-        if fabric.world_size > 1:
-            for value in self.module.state_dict().values():
-                torch.distributed.broadcast(value, 0)
 
     def _best(self) -> float:
         if not self.path.exists():

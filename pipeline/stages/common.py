@@ -15,6 +15,7 @@ from pipeline.data.base import ImageData
 from pipeline.data.decode import processors
 from pipeline.data.sources import load_data
 from pipeline.errors import DataError
+from pipeline.evaluation import BestByValidation, top1
 from pipeline.files import json_in, write_atomically
 from pipeline.layout import is_faster, refusal
 from pipeline.models.weights import load_weights
@@ -24,7 +25,8 @@ from pipeline.pruning.surgery import shrink
 from pipeline.run import Context, Run
 from pipeline.stages.company import FABRIC
 from pipeline.stages.watchdog import watch_of
-from pipeline.training import Recipe, Regime, Trainer, Upkeep, make_fabric
+from pipeline.training import Epoch, Loss, Recipe, Regime, Trainer, Upkeep, make_fabric
+from pipeline.training.processes import share_weights
 from targets.base import BuildRecord, Images, Target
 from targets.errors import BuildError
 
@@ -146,6 +148,25 @@ def trainer_of(context: Context, recipe: Recipe) -> Trainer:
     upkeep = Upkeep(options.checkpoint_minutes, options.logger)
     fabric, data = fabric_of(context.run), data_of(context)
     return Trainer(fabric, data, context.partial, context.reporter, recipe, upkeep)
+
+
+def train_to_best(
+    context: Context,
+    model: nn.Module,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+) -> list[Epoch]:
+    """Train; the model is then that of the epoch with the best validation top-1."""
+    data, fabric = data_of(context), fabric_of(context.run)
+    best = BestByValidation(
+        model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
+    )
+    history = trainer_of(context, recipe).train(model, optimizer, loss, evaluate=best)
+    best.restore()
+    if fabric.world_size > 1:  # the other processes' files do not outlive a resume
+        share_weights(model)
+    return history
 
 
 def bare_model(context: Context) -> nn.Module:

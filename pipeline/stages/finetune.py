@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.evaluation import BestByValidation, recalibrate_batch_norm, top1
+from pipeline.evaluation import recalibrate_batch_norm, top1
 from pipeline.models.weights import save_weights
 from pipeline.options import FinetuneOptions, PrepareOptions
 from pipeline.pruning.surgery import shrink
@@ -21,7 +21,7 @@ from pipeline.stages.common import (
     plan_of,
     recipe_of,
     skeleton_of,
-    trainer_of,
+    train_to_best,
 )
 from pipeline.stages.company import company
 from pipeline.training import Epoch, Recipe, decayed, distillation, sgd
@@ -71,8 +71,8 @@ def going_on(recipe: Recipe) -> Recipe:
 def _train(context: Context, model: nn.Module) -> list[Epoch]:
     options = context.options(FinetuneOptions)
     prepare = context.run.options("prepare", PrepareOptions)
-    data, fabric = data_of(context), fabric_of(context.run)
-    teacher = dense_model(context).to(fabric.device) if options.distill > 0 else None
+    device = fabric_of(context.run).device
+    teacher = dense_model(context).to(device) if options.distill > 0 else None
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         logits = model(images)
@@ -87,15 +87,10 @@ def _train(context: Context, model: nn.Module) -> list[Epoch]:
     recipe = recipe_of(context, model, "finetune", epochs, fix)
     if context.run.document("prune", "prune.json")["history"]:
         recipe = going_on(recipe)
-    trainer = trainer_of(context, replace(recipe, seed=prepare.seed + 1))
-    best = BestByValidation(
-        model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
-    )
-    history = trainer.train(
+    return train_to_best(
+        context,
         model,
+        replace(recipe, seed=prepare.seed + 1),
         sgd(decayed(model, options.finetune_lr, prepare.weight_decay)),
         loss,
-        evaluate=best,
     )
-    best.restore(fabric)
-    return history

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from torch import nn
 
-from pipeline.evaluation import BestByValidation, top1
+from pipeline.evaluation import top1
 from pipeline.files import write_atomically
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.options import PrepareOptions
@@ -17,7 +17,7 @@ from pipeline.stages.common import (
     data_of,
     fabric_of,
     recipe_of,
-    trainer_of,
+    train_to_best,
 )
 from pipeline.stages.company import company
 from pipeline.training import Epoch, decayed, sgd
@@ -65,17 +65,11 @@ def _train(context: Context, model: nn.Module, epochs: int) -> list[Epoch]:
     if epochs == 0:
         return []
     options = context.options(PrepareOptions)
-    data, fabric = data_of(context), fabric_of(context.run)
-    trainer = trainer_of(context, recipe_of(context, model, "dense", epochs, "lower --dense-lr"))
-    best = BestByValidation(
-        model, context.partial / "best.safetensors", lambda: top1(model, data, "val", fabric)
-    )
     loss = nn.CrossEntropyLoss()
-    history = trainer.train(
+    return train_to_best(
+        context,
         model,
+        recipe_of(context, model, "dense", epochs, "lower --dense-lr"),
         sgd(decayed(model, options.dense_lr, options.weight_decay)),
         lambda images, labels: loss(model(images), labels),
-        evaluate=best,
     )
-    best.restore(fabric)
-    return history

@@ -27,7 +27,7 @@ def test_best_epoch_comes_back(tmp_path: Path) -> None:
     for epoch in range(4):
         nn.init.constant_(model.weight, epoch)
         best()
-    best.restore(FABRIC)
+    best.restore()
     assert model.weight.item() == 2  # of equals the later: it is trained longer
 
 
@@ -38,14 +38,14 @@ def test_best_epoch_survives_a_kill(tmp_path: Path) -> None:
     nn.init.constant_(model.weight, 2.0)
     again = BestByValidation(model, tmp_path / "best", lambda: Top1(0.8, 4))
     again()
-    again.restore(FABRIC)
+    again.restore()
     assert model.weight.item() == 1.0
 
 
 def test_without_an_epoch_nothing_is_restored(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     before = model.weight.item()
-    BestByValidation(model, tmp_path / "best", lambda: Top1(1.0, 1)).restore(FABRIC)
+    BestByValidation(model, tmp_path / "best", lambda: Top1(1.0, 1)).restore()
     assert model.weight.item() == before
 
 
