@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.report.documents import Document, Documents
 from pipeline.report.rendering import damage_told, render
 from pipeline.report.tables import summary_rows
+
+if TYPE_CHECKING:
+    from pipeline.bundle import Bundle
 
 __all__ = [
     "render_check",
@@ -54,23 +57,27 @@ def render_comparison(name: str, old: Mapping[str, Any], new: Mapping[str, Any])
 def render_comparison_of(old: Path, new: Path) -> str:
     """The page of the certificates of two runs or bundles."""
     name = f"{new.resolve().name} against {old.resolve().name}"
-    before, now = certificate_of(old), certificate_of(new)
-    if _certificate_before(new) != before:
+    (before, _), (now, replaced) = _certificates(old), _certificates(new)
+    if replaced != before:
         now = {**now, "previous": None}  # it tells of another engine than that of `old`
     return render_comparison(name, before, now)
 
 
-def certificate_of(folder: Path) -> Document:
-    """That of a run or a bundle; MissingInputError where a run has none yet."""
+def _certificates(folder: Path) -> tuple[Document, Document | None]:
+    """That of a run or a bundle, and that of the bundle which it replaced, if it did.
+
+    MissingInputError where a run has none yet.
+    """
     from pipeline.bundle import Bundle
     from pipeline.errors import MissingInputError
 
     if (folder / MANIFEST).exists():
-        return Bundle.open(folder).certificate
+        bundle = Bundle.open(folder)
+        return bundle.certificate, _replaced(bundle)
     certificate = Documents.read(folder).verify
     if certificate is None:
         raise MissingInputError(f"{folder} has no certificate yet", fix="run: pipeline verify RUN")
-    return certificate
+    return certificate, None
 
 
 def _render_bundle(folder: Path) -> str:
@@ -78,7 +85,8 @@ def _render_bundle(folder: Path) -> str:
     from pipeline.bundle import Bundle
     from pipeline.report.page import run_page
 
-    bundle, old = Bundle.open(folder), _certificate_before(folder)
+    bundle = Bundle.open(folder)
+    old = _replaced(bundle)
     name, certificate = bundle.manifest.name, bundle.certificate
     if old is not None:
         return render_comparison(name, old, certificate)
@@ -87,15 +95,11 @@ def _render_bundle(folder: Path) -> str:
     return render(page)
 
 
-def _certificate_before(folder: Path) -> Document | None:
-    """That of the bundle which this one replaced; None if it replaced none."""
-    from pipeline.bundle import Bundle
+def _replaced(bundle: Bundle) -> Document | None:
+    """The certificate of the bundle which this one replaced; None if it replaced none."""
     from pipeline.manifest import CERTIFICATE, parse_json
 
     previous = f"previous/{CERTIFICATE}"
-    if not (folder / MANIFEST).exists():
-        return None
-    bundle = Bundle.open(folder)
     if previous not in bundle.manifest.files:
         return None
     found: Document = parse_json(bundle.read(previous), previous)

@@ -58,11 +58,11 @@ class Documents:
 
         What was made of a stage that was done anew since counts as not there.
         """
+        stages = {name: FILES[name].partition("/")[0] for name in only}
+        stale = {stage for stage in set(stages.values()) if _is_stale(folder, stage)}
         found = {
-            name: None
-            if _is_stale(folder, FILES[name].partition("/")[0])
-            else _read(folder / FILES[name])
-            for name in only
+            name: None if stage in stale else _read(folder / FILES[name])
+            for name, stage in stages.items()
         }
         if all(document is None for document in found.values()):
             raise MissingInputError(f"{folder} has no results yet", fix="run: pipeline prepare RUN")
