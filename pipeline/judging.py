@@ -39,8 +39,7 @@ class Judge:
         """A relative budget is judged by the paired ratio: drift of the machine cancels."""
         if self.counted is not None:
             return self.counted
-        calls = min(len(blocks.pooled_ms(name)) for name in self._compared)
-        if blocks.processes < FEWEST_PROCESSES or calls < required_samples(self.percentile):
+        if blocks.processes < FEWEST_PROCESSES or self._too_few(blocks):
             return "inconclusive"
         if self.budget.unit == "x":
             _, (low, high) = self.ratio(blocks)
@@ -70,17 +69,18 @@ class Judge:
     def doubts(self, blocks: BlockRun) -> tuple[str, ...]:
         """Reasons to distrust these blocks or the verdict, in words; empty if none."""
         needed = required_samples(self.percentile)
-        calls = {name: len(blocks.pooled_ms(name)) for name in self._compared}
         few = (
             f"{name}: p{self.percentile} needs {needed} calls, there are {n}: raise --block-seconds"
-            for name, n in calls.items()
-            if n < needed
+            for name, n in self._too_few(blocks).items()
         )
         return (*blocks.doubts(), *few)
 
-    @property
-    def _compared(self) -> tuple[str, ...]:
-        return ("engine", "dense") if self.budget.unit == "x" else ("engine",)
+    def _too_few(self, blocks: BlockRun) -> dict[str, int]:
+        """The clean calls of the engines, of those compared, that have too few for a verdict."""
+        compared = ("engine", "dense") if self.budget.unit == "x" else ("engine",)
+        calls = {name: sum(len(b.clean_ms) for b in blocks.blocks[name]) for name in compared}
+        needed = required_samples(self.percentile)
+        return {name: n for name, n in calls.items() if n < needed}
 
     def _tail_ms(self, blocks: BlockRun, name: str, chosen: Iterable[int]) -> float:
         """The percentile of the calls of these blocks: one block has too few to tell a tail."""

@@ -81,12 +81,7 @@ class PrepareOptions:
     device: str = option("auto", "training device, as lightning-fabric names it: auto, cpu, cuda")
     devices: int = option(1, "devices that train together, in every training", least=1)
     train_precision: str = option("32-true", "training precision, as lightning-fabric names it")
-    seed: int = option(
-        0,
-        "seed of the --train-limit images, order, initialisation and sampling",
-        least=0,
-        most=2**32,
-    )
+    seed: int = option(0, "seed of subset, order, initialisation and sampling", least=0, most=2**32)
 
 
 @dataclass(frozen=True)

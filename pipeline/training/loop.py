@@ -115,10 +115,12 @@ class Trainer:
 
     def _require_images_for_all(self) -> None:
         """TrainingError if some process would get no image of an epoch's last batch."""
-        last, devices = self.data.size("train") % self.recipe.batch, self.fabric.world_size
-        if min(self.recipe.batch, last if last > 1 else devices) < devices:
+        batch, devices = self.recipe.batch, self.fabric.world_size
+        last = self.data.size("train") % batch
+        fewest = last if last > 1 else batch  # a last one of one image is dropped
+        if fewest < devices:
             raise TrainingError(
-                f"{self.recipe.label}: the last {last} images of an epoch are too few for "
+                f"{self.recipe.label}: batches of {fewest} images are too few for "
                 f"{devices} devices",
                 fix="choose another --train-batch or --train-limit, or fewer --devices",
             )
