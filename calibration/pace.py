@@ -18,7 +18,9 @@ from calibration.database import LatencyRecord
 Array = NDArray[np.float64]
 
 QUIET = 0.1  # the share of measurements that nobody disturbed, at least
-STEADY = 0.03  # the anchor's own range from load to load when nothing else runs, as log ratio
+# the anchor's own range when nothing else runs, as log ratio: from load to load, and of the medians
+# over the six or more fresh processes that a plan is timed in
+STEADY, STEADY_OF_SEVERAL = 0.03, 0.01
 # A neighbour adds to a log ratio in proportion to the anchor's log slowdown and to the log ratio
 # itself: the less two networks have in common, the less they suffer alike. How much depends on what
 # it takes from them. The caches: 0.15 to 1 in 20 pairs of measurements (ResNet-18, OpenVINO). The
@@ -30,23 +32,23 @@ LEAST = 1e-8  # variance of a log latency
 CALM = 0.01  # what may have been added to a log ratio that does not matter
 
 
-def slowdowns(records: Sequence[LatencyRecord]) -> Array:
+def slowdowns(records: Sequence[LatencyRecord], steady: float = STEADY) -> Array:
     """(N,) log of how much longer the anchor took than when nobody else disturbed it."""
     anchors = np.log([record.anchor_ms for record in records])
-    found: Array = np.maximum(0.0, anchors - np.quantile(anchors, QUIET) - STEADY)
+    found: Array = np.maximum(0.0, anchors - np.quantile(anchors, QUIET) - steady)
     return found
 
 
-def exposures(records: Sequence[LatencyRecord]) -> Array:
+def exposures(records: Sequence[LatencyRecord], steady: float = STEADY) -> Array:
     """(N,) log of what neighbours added to each ratio, if it went by slowdown and size alone."""
     ratios = np.array([record.ratio for record in records])
-    found: Array = -slowdowns(records) * np.log(ratios)
+    found: Array = -slowdowns(records, steady) * np.log(ratios)
     return found
 
 
-def may_be_off(records: Sequence[LatencyRecord]) -> Array:
+def may_be_off(records: Sequence[LatencyRecord], steady: float = STEADY) -> Array:
     """(N,) what neighbours may have added to each log ratio, up or down, at worst."""
-    found: Array = LARGE * np.abs(exposures(records))
+    found: Array = LARGE * np.abs(exposures(records, steady))
     return found
 
 

@@ -37,7 +37,8 @@ from pipeline.stages.learner import Learner
 from pipeline.stages.precision import Referee
 from pipeline.stages.watchdog import watchdog_s
 
-PLANS = "plans.sqlite"  # what was proposed, measured better than calibration's candidates
+# what was proposed, measured better than calibration's candidates; and what may be taken, again
+PLANS, PLANS_LATER = "plans.sqlite", "plans-later.sqlite"
 
 
 class Solving:
@@ -53,7 +54,8 @@ class Solving:
         if not (context.partial / DATABASE).exists():
             copy_atomically(context.run.read("calibrate", DATABASE), context.partial / DATABASE)
         self.database = stack.enter_context(LatencyDatabase(context.partial / DATABASE))
-        self.plans = stack.enter_context(LatencyDatabase(context.partial / PLANS))
+        first = stack.enter_context(LatencyDatabase(context.partial / PLANS))
+        later = stack.enter_context(LatencyDatabase(context.partial / PLANS_LATER))
         setup = Setup(
             self.skeleton,
             self.target.name,
@@ -64,7 +66,7 @@ class Solving:
         )
         bench = IsolatedBench(setup, Phases(), limit_s=watchdog_s(context), anchor=self.anchor)
         self.bench = stack.enter_context(bench)
-        self.proposed = Proposed(self.bench, self.anchor, self.plans, self._timed)
+        self.proposed = Proposed(self.bench, self.anchor, first, later, self._timed)
         self.learner = Learner(context, self._steps())
         self._worth: Worth | None = None
         self.plan_fits = False  # whether the plan that it leads to was measured, and is as wished
@@ -134,7 +136,7 @@ class Solving:
                 fix="try another --margin or --min-width, so that another plan is taken",
             ) from error
         if self.proposed.in_doubt(widths, between):
-            off = math.expm1(self.proposed.may_be_off(widths))
+            off = math.expm1(self.proposed.known()[widths].off)
             self.context.reporter.say(
                 f"others slowed the machine while a plan of {found.ratio:.3f}x was timed: "
                 f"that may be {off:.0%} off"
@@ -146,6 +148,6 @@ class Solving:
 
     def records(self) -> tuple[LatencyRecord, ...]:
         """All that is measured of this network on this target, each width vector once."""
-        which = self.skeleton.sha256, self.target.fingerprint()
-        measured = (*self.database.records(*which), *self.plans.records(*which))
-        return tuple({record.widths: record for record in measured}.values())
+        candidates = self.database.records(self.skeleton.sha256, self.target.fingerprint())
+        plans = (known.record for known in self.proposed.known().values())
+        return tuple({record.widths: record for record in (*candidates, *plans)}.values())
