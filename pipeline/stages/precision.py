@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -185,29 +186,31 @@ class Settled:
 def settle(context: Context, onnx: bytes, out: Path) -> Settled:
     """Build the dense network in every int8 form that may be chosen, and keep the best.
 
-    The choice stands in the stage's SETTLED file, where `target_of` finds it.
+    The choice stands in the stage's SETTLED file, where `target_of` finds it; a run that goes on
+    keeps to it, since what it has measured is in that form.
     """
-    asked = context.run.options("calibrate", CalibrateOptions).quantizer
-    forms = target_of(context.run, quantizer="").quantizers() if asked == "auto" else (asked,)
+    earlier = context.partial / SETTLED
+    decided = json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else None
     made = [
         _in_form(context, onnx, out.with_stem(f"{out.stem}-{form}") if form else out, form)
-        for form in forms or ("",)
+        for form in ((decided["quantizer"],) if decided else _forms(context))
     ]
     best, ratios = _best(made)
+    compared = [
+        {
+            "quantizer": item.target.options.quantizer,
+            "top1_loss": item.dense.loss,
+            "ratio": ratio,
+            "ratio_ci95": list(interval),
+        }
+        for item, (ratio, interval) in zip(made, ratios, strict=True)
+    ]
     context.write_json(
         SETTLED,
         {
             "quantizer": best.target.options.quantizer,
             **best.dense.to_json(),
-            "forms": [
-                {
-                    "quantizer": item.target.options.quantizer,
-                    "top1_loss": item.dense.loss,
-                    "ratio": ratio,
-                    "ratio_ci95": list(interval),
-                }
-                for item, (ratio, interval) in zip(made, ratios, strict=True)
-            ],
+            "forms": decided["forms"] if decided else compared,
         },
     )
     for item in made:
@@ -216,6 +219,14 @@ def settle(context: Context, onnx: bytes, out: Path) -> Settled:
     final = best.dense.record.engine.rename(out)
     record = replace(best.dense.record, engine=final)
     return replace(best, dense=replace(best.dense, record=record))
+
+
+def _forms(context: Context) -> tuple[str, ...]:
+    """The int8 forms to choose from; one without a name where there is nothing to choose."""
+    asked = context.run.options("calibrate", CalibrateOptions).quantizer
+    if asked != "auto":
+        return (asked,)
+    return target_of(context.run, quantizer="").quantizers() or ("",)
 
 
 def _in_form(context: Context, onnx: bytes, out: Path, form: str) -> Settled:

@@ -9,8 +9,6 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from targets.base import (
     BuildRecord,
     Engine,
@@ -35,13 +33,13 @@ from targets.ort.session import (
     stamp,
     translated,
 )
-from targets.precision.qdq import QdqForm, calibrate_ranges, sensitivity, to_qdq
+from targets.precision.qdq import QdqForm, calibrate_ranges, cpu_form, fallback_order, to_qdq
+from targets.precision.reference import read_onnx
 from targets.signature import Signature, check_signature
 
 PROVIDER = "CPUExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cpu]'"
 
-ORDER_IMAGES = 16  # on which nodes are put in order of harm: each node costs a run over them
 # operators that ONNX Runtime computes in integers
 INTEGER_KERNELS = (
     "QLinearConv",
@@ -52,7 +50,7 @@ INTEGER_KERNELS = (
 )
 
 # stamped into the engine: a graph for another CPU family would compute nonsense
-STAMP_BLOCK = "wgates.channel_block"
+STAMP_BLOCK, STAMP_FORM = "wgates.channel_block", "wgates.int8_form"
 
 
 class OrtCpu(Target):
@@ -123,8 +121,12 @@ class OrtCpu(Target):
                 session = open_session(runtime, onnx, options, (PROVIDER,), BuildError)
             self._signature(session, BuildError)
             facts = self._checked(partial)
-            stamp(partial, {STAMP_TARGET: self.name, STAMP_BLOCK: str(self.channel_block)})
+            stamp(partial, self._stamp())
         return facts
+
+    def _stamp(self) -> dict[str, str]:
+        """Where the engine may run."""
+        return {STAMP_TARGET: self.name, STAMP_BLOCK: str(self.channel_block)}
 
     def _checked(self, optimised: Path) -> dict[str, Any]:
         """Facts about an optimised graph; BuildError if it is not what the target stands for."""
@@ -210,7 +212,7 @@ class OrtCpuInt8(OrtCpu):
         keep_fp32: Collection[str] = (),
     ) -> BuildRecord:
         self._runtime()
-        source = _bytes_of(onnx)
+        source = read_onnx(onnx)
         ranges = calibrate_ranges(source, batches)
         quantized = to_qdq(source, ranges, self.form, keep_fp32=keep_fp32)
         facts = self._save_optimised(quantized.onnx, out)
@@ -218,17 +220,25 @@ class OrtCpuInt8(OrtCpu):
 
     def fallback_order(self, onnx: bytes | Path, batches: Iterable[Images]) -> tuple[str, ...]:
         self._runtime()
-        source, given = _bytes_of(onnx), list(batches)
-        ranges = calibrate_ranges(source, given)
-        images = np.concatenate(given)[:ORDER_IMAGES]
-        return tuple(name for name, _ in sensitivity(source, ranges, self.form, images))
+        return fallback_order(read_onnx(onnx), list(batches), self.form)
 
     @property
     def form(self) -> QdqForm:
         """How this CPU's kernels want their numbers."""
-        isa = frozenset(cpu_isa())
-        saturates = "avx2" in isa and isa.isdisjoint({"avx512_vnni", "avx_vnni"})
-        return QdqForm.NARROW if saturates else QdqForm.ASYMMETRIC
+        return cpu_form()
+
+    def _stamp(self) -> dict[str, str]:
+        return {**super()._stamp(), STAMP_FORM: self.form.name.lower()}
+
+    def _check_stamp(self, stamp: dict[str, str], engine: Path) -> None:
+        super()._check_stamp(stamp, engine)
+        # the other way round it would compute the same everywhere
+        narrow = QdqForm.NARROW.name.lower()
+        if self.form is QdqForm.NARROW and stamp.get(STAMP_FORM) != narrow:
+            raise EngineError(
+                f"{engine} has int8 weights of 8 bits, with which this CPU's kernels saturate",
+                fix=REBUILD,
+            )
 
     def _settings(self) -> tuple[str, ...]:
         return (*super()._settings(), f"form={self.form.name.lower()}")
@@ -244,12 +254,3 @@ class OrtCpuInt8(OrtCpu):
             )
         convolutions = operators["Conv"] + operators["FusedConv"]
         return {"int8_kernels": kernels, "fp32_convolutions": convolutions}
-
-
-def _bytes_of(onnx: bytes | Path) -> bytes:
-    if isinstance(onnx, bytes):
-        return onnx
-    try:
-        return onnx.read_bytes()
-    except OSError as error:
-        raise BuildError(f"cannot read {onnx}: {error}", fix="export the network again") from error

@@ -30,8 +30,9 @@ from targets.ort.session import (
     stamp,
     translated,
 )
+from targets.precision.reference import read_onnx
 from targets.signature import Signature, check_signature
-from targets.trt.graph import Request, read_onnx, typed_model
+from targets.trt.graph import Request, typed_model
 
 PROVIDER = "CUDAExecutionProvider"
 INSTALL = "pip install 'wgates[ort-cuda]'"

@@ -31,7 +31,6 @@ from targets.ov.engine import (
     device_property,
     imported_model,
     kernels_by_precision,
-    model_bytes,
     read_model,
     representation,
     signature_of,
@@ -45,7 +44,7 @@ from targets.ov.typed import (
     with_f16_weights,
 )
 from targets.precision.half import TOLERANCE
-from targets.precision.reference import parsed, require_nodes
+from targets.precision.reference import parsed, read_onnx, require_nodes
 from targets.signature import Signature
 
 INSTALL = "pip install 'wgates[openvino]'"
@@ -120,7 +119,7 @@ class OpenvinoTarget(Target):
         keep_fp32: Collection[str] = (),
     ) -> BuildRecord:
         self.required(self.is_buildable())
-        proto = parsed(model_bytes(onnx))
+        proto = parsed(read_onnx(onnx))
         require_nodes(proto, keep_fp32)
         signature = signature_of(
             read_model(proto.SerializeToString()), batch=self.options.batch, error=BuildError

@@ -106,16 +106,6 @@ def imported_model(blob: bytes, settings: Settings, context: str) -> Any:
     return compiled
 
 
-def model_bytes(onnx: bytes | Path) -> bytes:
-    """A serialised ONNX model; BuildError if its file cannot be read."""
-    if isinstance(onnx, bytes):
-        return onnx
-    try:
-        return onnx.read_bytes()
-    except OSError as error:
-        raise BuildError(f"cannot read {onnx}: {error.strerror}", fix=EXPORT_AGAIN) from error
-
-
 def read_model(onnx: bytes) -> Any:
     """The `ov.Model` of an ONNX model; BuildError that names the node which OpenVINO refuses."""
     try:

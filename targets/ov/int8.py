@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from targets.base import Images, Precision, TargetOptions
 from targets.errors import BuildError, TargetUnavailableError
 from targets.ov.cpu import OpenvinoTarget
-from targets.ov.engine import kernels_by_precision, model_bytes
-from targets.ov.typed import TypedModel, qdq_form, quantized_by_nncf, quantized_by_qdq
-from targets.precision.qdq import calibrate_ranges, sensitivity
+from targets.ov.engine import kernels_by_precision
+from targets.ov.typed import TypedModel, quantized_by_nncf, quantized_by_qdq
+from targets.precision.qdq import cpu_form, fallback_order
+from targets.precision.reference import read_onnx
 from targets.signature import Signature
 
 # the preferred one first: which module each needs, and the extra that brings it. Both make engines
@@ -54,7 +53,7 @@ class OpenvinoCpuInt8(OpenvinoTarget):
         return reasons
 
     def _form_settings(self) -> tuple[str, ...]:
-        form = f"form={qdq_form().name.lower()}"
+        form = f"form={cpu_form().name.lower()}"
         return (f"quantizer={self.quantizer}", *((form,) if self.quantizer == "qdq" else ()))
 
     def _typed(
@@ -89,7 +88,4 @@ class OpenvinoCpuInt8(OpenvinoTarget):
 
     def fallback_order(self, onnx: bytes | Path, batches: Iterable[Images]) -> tuple[str, ...]:
         self.required(self.is_buildable())
-        serialised, images = model_bytes(onnx), list(batches)
-        ranges = calibrate_ranges(serialised, images)
-        found = sensitivity(serialised, ranges, qdq_form(), np.concatenate(images))
-        return tuple(name for name, _ in found)
+        return fallback_order(read_onnx(onnx), list(batches), cpu_form())

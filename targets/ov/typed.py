@@ -15,7 +15,6 @@ import numpy as np
 
 from targets.base import Images
 from targets.errors import BuildError
-from targets.machine import cpu_isa
 from targets.ov.engine import (
     OpenvinoEngine,
     Settings,
@@ -24,16 +23,12 @@ from targets.ov.engine import (
     translated,
 )
 from targets.precision.half import RANDOM_IMAGES
-from targets.precision.qdq import QdqForm, calibrate_ranges, to_qdq
+from targets.precision.qdq import calibrate_ranges, cpu_form, to_qdq
 from targets.precision.reference import in_batches, node_names, relative_error
 from targets.signature import Signature
 
 LARGEST_F16 = float(np.finfo(np.float16).max)
 FEW_VALUES = 2  # dimensions that a weight worth storing in 16 bits has at least; not a bias
-
-# without these, kernels add two products of 8 bits in 16 and may saturate
-_WIDE_SUMS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-_NARROW_ISA = frozenset({"avx2", "avx512f"})
 
 
 @dataclass(frozen=True)
@@ -118,18 +113,10 @@ def quantized_by_qdq(
 ) -> TypedModel:
     """The network as Q/DQ pairs over the ranges of some images, in the form quickest here."""
     serialised = proto.SerializeToString()
-    quantized = to_qdq(
-        serialised, calibrate_ranges(serialised, batches), qdq_form(), keep_fp32=keep_fp32
-    )
+    ranges = calibrate_ranges(serialised, batches)
+    quantized = to_qdq(serialised, ranges, cpu_form(), keep_fp32=keep_fp32)
     model = read_model(quantized.onnx)
     return TypedModel(model, quantized.kept_fp32, {**quantized.facts, "quantizer": "qdq"})
-
-
-def qdq_form() -> QdqForm:
-    """7-bit weights where this CPU's kernels would saturate with 8, as an x86 without VNNI."""
-    isa = set(cpu_isa())
-    saturates = isa & _NARROW_ISA and not isa & _WIDE_SUMS
-    return QdqForm.NARROW if saturates else QdqForm.ASYMMETRIC
 
 
 def quantized_by_nncf(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +15,7 @@ import numpy as np
 
 from targets.base import Images
 from targets.errors import BuildError
+from targets.machine import cpu_isa
 from targets.precision.graph import sort_nodes
 from targets.precision.reference import (
     CHECK_WEIGHTS,
@@ -29,6 +30,12 @@ from targets.precision.reference import (
 OLDEST_OPSET = 13  # the first whose Q/DQ know channels
 # TensorRT fuses these with what follows; rounding in between costs accuracy and speed
 FUSED_WITH_NEXT = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Add"]
+ORDER_IMAGES = 16  # on which nodes are put in order of harm: each node costs a run over them
+
+# without these, kernels add two products of 8 bits in 16 and may saturate
+_WIDE_SUMS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+_NARROW_ISA = frozenset({"avx2", "avx512f"})
+
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -40,6 +47,13 @@ class QdqForm(Enum):
     NARROW = "uint8 asymmetric activations, 7-bit symmetric weights per channel, int32 bias"
     # the only one that TensorRT parses
     SYMMETRIC = "int8 symmetric activations, int8 symmetric weights per channel, float bias"
+
+
+def cpu_form() -> QdqForm:
+    """The form for this CPU: 7-bit weights where its kernels would saturate with 8."""
+    isa = frozenset(cpu_isa())
+    saturates = isa & _NARROW_ISA and not isa & _WIDE_SUMS
+    return QdqForm.NARROW if saturates else QdqForm.ASYMMETRIC
 
 
 @dataclass(frozen=True)
@@ -168,6 +182,16 @@ def sensitivity(
             logits = Runner(quantized).logits(images)
             found.append((name, relative_error(logits, expected)))
     return tuple(sorted(found, key=lambda entry: -entry[1]))
+
+
+def fallback_order(onnx: bytes, batches: Sequence[Images], form: QdqForm) -> tuple[str, ...]:
+    """Nodes that are quantised on their own, by the harm that it does on a few of the images.
+
+    The worst first; ranges come from all of the images, (n, C, H, W) each.
+    """
+    ranges = calibrate_ranges(onnx, batches)
+    images = np.concatenate(batches)[:ORDER_IMAGES]
+    return tuple(name for name, _ in sensitivity(onnx, ranges, form, images))
 
 
 def _quantized(

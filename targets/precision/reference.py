@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,20 @@ from targets.signature import Signature, check_signature
 EXPORT_AGAIN = "export the network again: pipeline export"
 CHECK_WEIGHTS = "check its weights and the normalisation of the images"
 INSTALL = "pip install 'wgates[ort-cpu]'"
+
+
+def read_onnx(onnx: bytes | Path) -> bytes:
+    """The model in one piece, weights of external files included; BuildError if unreadable."""
+    if isinstance(onnx, bytes):
+        return onnx
+    reader = importlib.import_module("onnx")
+    decode_error = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        return bytes(reader.load(str(onnx)).SerializeToString())
+    except (OSError, decode_error, reader.checker.ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        words = reason or " ".join(str(error).split())
+        raise BuildError(f"cannot read {onnx}: {words}", fix=EXPORT_AGAIN) from error
 
 
 def parsed(serialised: bytes) -> Any:

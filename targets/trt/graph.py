@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import numpy as np
 from targets.base import Images, Precision
 from targets.errors import BuildError
 from targets.precision.half import to_fp16
-from targets.precision.qdq import QdqForm, calibrate_ranges, sensitivity, to_qdq
-from targets.precision.reference import EXPORT_AGAIN, parsed, require_nodes
+from targets.precision.qdq import QdqForm, calibrate_ranges, fallback_order, to_qdq
+from targets.precision.reference import parsed, require_nodes
 from targets.signature import Port, Signature, check_signature
 
-PARITY_IMAGES = 32  # on which fp16 is held against fp32, and nodes are tried one by one
+PARITY_IMAGES = 32  # on which fp16 is held against fp32
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,6 @@ class Request:
     keep_fp32: Collection[str] = ()
 
 
-def read_onnx(onnx: bytes | Path) -> bytes:
-    """The model in one piece, weights of external files included; BuildError if unreadable."""
-    if isinstance(onnx, bytes):
-        return onnx
-    reader = importlib.import_module("onnx")
-    decode_error = importlib.import_module("google.protobuf.message").DecodeError
-    try:
-        return bytes(reader.load(str(onnx)).SerializeToString())
-    except (OSError, decode_error, reader.checker.ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise BuildError(f"cannot read {onnx}: {reason}", fix=EXPORT_AGAIN) from error
-
-
 def typed_model(onnx: bytes, request: Request) -> TypedModel:
     """The float32 graph checked, named throughout, and converted to the requested precision."""
     # TensorRT's parser takes garbage for an empty network, so nothing reaches it unchecked
@@ -65,11 +51,8 @@ def typed_model(onnx: bytes, request: Request) -> TypedModel:
 
 def int8_fallback_order(onnx: bytes, request: Request) -> tuple[str, ...]:
     """Nodes by the harm that their 8 bits do, worst first."""
-    model, signature, _ = _fixed(onnx, request.batch)
-    content, batches = model.SerializeToString(), list(request.batches)
-    ranges = calibrate_ranges(content, batches)
-    harm = sensitivity(content, ranges, QdqForm.SYMMETRIC, _some(batches, signature))
-    return tuple(name for name, _ in harm)
+    model, *_ = _fixed(onnx, request.batch)
+    return fallback_order(model.SerializeToString(), list(request.batches), QdqForm.SYMMETRIC)
 
 
 def _fixed(onnx: bytes, batch: int) -> tuple[Any, Signature, str]:

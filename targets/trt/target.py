@@ -29,6 +29,7 @@ from targets.fingerprint import Fingerprint
 from targets.gpu.cuda import cuda_reasons, device, parse_capability
 from targets.gpu.fingerprint import gpu_fingerprint
 from targets.gpu.nvml import GpuMonitor, nvml_reasons
+from targets.precision.reference import read_onnx
 from targets.trt.builder import (
     BuildSettings,
     build_plan,
@@ -36,7 +37,7 @@ from targets.trt.builder import (
     timing_cache_path,
 )
 from targets.trt.engine import RunSettings, TensorRtEngine
-from targets.trt.graph import Request, int8_fallback_order, read_onnx, typed_model
+from targets.trt.graph import Request, int8_fallback_order, typed_model
 from targets.trt.plan_file import PlanHeader, bare, read_plan, write_plan
 
 # tensor cores take channels by 16 bytes, int8 ones by 32 channels; fp32 without TF32 uses none

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +14,9 @@ import pytest
 
 from pipeline.errors import BuildError
 from pipeline.options import CalibrateOptions, Share
-from pipeline.stages.precision import Referee
+from pipeline.serving import SETTLED
+from pipeline.stages import precision
+from pipeline.stages.precision import Judged, Referee, Settled, settle
 from pipeline.unfused import run_onnx
 from targets.base import BuildRecord, Engine, Images, Logits, Precision, TargetOptions
 from targets.fake import FakeTarget
@@ -157,3 +161,49 @@ def test_fp32_is_built_once_and_needs_no_images(tmp_path: Path) -> None:
     judged = Referee(context, target).build(digits(BATCH).onnx, tmp_path / "engine.json")
     assert (judged.loss, judged.n, judged.record.kept_fp32) == (0.0, 0, ())
     assert judged.seconds > 0
+
+
+@dataclass
+class Choosing:
+    """Stands in for a stage's context: two forms, of which the second is faster by so much."""
+
+    partial: Path
+    ratio: float = 0.9
+    built: list[str] = field(default_factory=list)
+
+    def write_json(self, file: str, document: Any) -> None:
+        (self.partial / file).write_text(json.dumps(document))
+
+    def in_form(self, context: Any, onnx: bytes, out: Path, form: str) -> Settled:
+        self.built.append(form)
+        out.write_text(form)
+        target: Any = SimpleNamespace(options=TargetOptions(quantizer=form))
+        return Settled(target, cast(Any, None), Judged(BuildRecord(out), 0.0, 0.0, 0, ()))
+
+    def best(self, made: Any) -> Any:
+        ratios = [(1.0, (1.0, 1.0)), (self.ratio, (self.ratio, self.ratio))][: len(made)]
+        return made[int(self.ratio < 1) if len(made) > 1 else 0], ratios
+
+    def settled(self) -> Any:
+        found = settle(cast(Any, self), b"", self.partial / "anchor.bin")
+        document = json.loads((self.partial / SETTLED).read_text())
+        assert found.target.options.quantizer == document["quantizer"]
+        assert found.dense.record.engine.read_text() == document["quantizer"]
+        assert [path.name for path in self.partial.iterdir() if path.name != SETTLED] == [
+            "anchor.bin"
+        ]
+        return document
+
+
+def test_a_run_that_goes_on_keeps_to_the_form_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Choosing(tmp_path)
+    monkeypatch.setattr(precision, "_forms", lambda context: ("qdq", "nncf"))
+    monkeypatch.setattr(precision, "_in_form", context.in_form)
+    monkeypatch.setattr(precision, "_best", context.best)
+    first = context.settled()
+    assert (first["quantizer"], context.built) == ("nncf", ["qdq", "nncf"])
+    context.ratio = 1.1  # the clock would choose the other one now
+    assert context.settled() == first
+    assert context.built == ["qdq", "nncf", "nncf"]

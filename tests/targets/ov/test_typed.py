@@ -9,7 +9,6 @@ import pytest
 from onnx import numpy_helper
 
 from targets.errors import BuildError
-from targets.ov import typed as openvino_typed
 from targets.ov.engine import (
     Settings,
     compiled_model,
@@ -19,12 +18,10 @@ from targets.ov.engine import (
 )
 from targets.ov.typed import (
     logits_error,
-    qdq_form,
     quantized_by_nncf,
     quantized_by_qdq,
     with_f16_weights,
 )
-from targets.precision.qdq import QdqForm
 from targets.precision.reference import parsed
 
 from ..tiny_onnx import images, tiny_model
@@ -91,23 +88,6 @@ def test_qdq_computes_convolutions_in_int8_but_for_the_nodes_to_keep() -> None:
     assert (one.kept_fp32, int8_convolutions(one.model)) == (("conv2",), 1)
     assert (typed.facts["quantizer"], typed.facts["images"]) == ("qdq", 16)
     assert 1e-5 < logits_error(typed.model, proto, F32, SIGNATURE, BATCHES) < 0.05
-
-
-@pytest.mark.parametrize(
-    ("isa", "form"),
-    [
-        (("avx2", "fma"), QdqForm.NARROW),
-        (("avx2", "avx512f"), QdqForm.NARROW),
-        (("avx2", "avx512_vnni", "avx512f"), QdqForm.ASYMMETRIC),
-        (("avx2", "avx_vnni"), QdqForm.ASYMMETRIC),
-        (("asimd", "asimddp"), QdqForm.ASYMMETRIC),
-    ],
-)
-def test_weights_have_7_bits_where_8_would_saturate(
-    isa: tuple[str, ...], form: QdqForm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(openvino_typed, "cpu_isa", lambda: isa)
-    assert qdq_form() is form
 
 
 def test_nncf_does_the_same_in_silence(capfd: pytest.CaptureFixture[str]) -> None:

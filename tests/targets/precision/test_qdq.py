@@ -14,7 +14,17 @@ from onnx.reference import ReferenceEvaluator
 
 from targets.base import Images
 from targets.errors import BuildError
-from targets.precision.qdq import QdqForm, Ranges, calibrate_ranges, sensitivity, to_qdq
+from targets.precision import qdq
+from targets.precision.qdq import (
+    ORDER_IMAGES,
+    QdqForm,
+    Ranges,
+    calibrate_ranges,
+    cpu_form,
+    fallback_order,
+    sensitivity,
+    to_qdq,
+)
 from targets.precision.reference import relative_error
 
 from ..tiny_onnx import tiny_model
@@ -222,3 +232,30 @@ def test_it_prints_nothing_and_leaves_nothing(
     assert caplog.records == []
     assert (list(root.handlers), list(root.filters)) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("isa", "form"),
+    [
+        (("avx2", "fma"), QdqForm.NARROW),
+        (("avx2", "avx512f"), QdqForm.NARROW),
+        (("avx2", "avx512_vnni", "avx512f"), QdqForm.ASYMMETRIC),
+        (("avx2", "avx_vnni"), QdqForm.ASYMMETRIC),
+        (("asimd", "asimddp"), QdqForm.ASYMMETRIC),
+    ],
+)
+def test_weights_have_7_bits_where_8_would_saturate(
+    isa: tuple[str, ...], form: QdqForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdq, "cpu_isa", lambda: isa)
+    assert cpu_form() is form
+
+
+def test_the_fallback_order_is_by_the_harm_on_a_few_images_with_ranges_of_all() -> None:
+    batches = [images(8), images(ORDER_IMAGES, seed=2)]
+    every = np.concatenate(batches)
+    ranges = calibrate_ranges(network(), [every])
+    for form in QdqForm:
+        order = fallback_order(network(), batches, form)
+        harm = sensitivity(network(), ranges, form, every[:ORDER_IMAGES])
+        assert order == tuple(name for name, _ in harm)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -13,6 +15,7 @@ from targets.precision.reference import (
     in_batches,
     node_names,
     parsed,
+    read_onnx,
     relative_error,
     require_nodes,
     shrunk,
@@ -129,3 +132,20 @@ def test_a_refused_model_names_its_node() -> None:
     with pytest.raises(BuildError, match=r"node odd_one \(my\.ops:Odd\): ") as raised:
         Runner(model)
     assert "another target" in raised.value.fix
+
+
+def test_a_model_with_external_weights_is_read_whole(tmp_path: Path) -> None:
+    model = onnx.load_from_string(tiny_model(width=64))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=64)
+    assert (tmp_path / "weights").stat().st_size > 0
+    read = Runner(parsed(read_onnx(path))).logits(images(2))
+    assert np.array_equal(read, Runner(parsed(tiny_model(width=64))).logits(images(2)))
+    (tmp_path / "weights").unlink()
+    with pytest.raises(BuildError, match=r"cannot read .*model\.onnx"):
+        read_onnx(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"absent\.onnx: No such file"):
+        read_onnx(tmp_path / "absent.onnx")

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from targets.errors import BuildError
-from targets.trt.graph import Request, int8_fallback_order, read_onnx, typed_model
+from targets.trt.graph import Request, int8_fallback_order, typed_model
 
 from ..tiny_onnx import CLASSES, images, tiny_model
 
@@ -84,27 +84,10 @@ def test_fp16_needs_no_images_but_int8_does() -> None:
         typed_model(tiny_model(), Request("int8", 2))
 
 
-def test_a_model_with_external_weights_is_read_whole(tmp_path: Path) -> None:
-    model = onnx.load_from_string(tiny_model(width=64))
-    path = tmp_path / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=64)
-    assert (tmp_path / "weights").stat().st_size > 0
-    batch = images(2)
-    assert np.array_equal(logits(read_onnx(path), batch), logits(tiny_model(width=64), batch))
-    (tmp_path / "weights").unlink()
-    with pytest.raises(BuildError, match=r"cannot read .*model\.onnx"):
-        read_onnx(path)
-
-
 @pytest.mark.parametrize("content", [b"hello", b"garbage" * 100, b""])
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(BuildError, match="no valid ONNX model"):
         typed_model(content, Request("fp32", 2))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"absent\.onnx"):
-        read_onnx(tmp_path / "absent.onnx")
 
 
 def test_other_signatures_are_refused() -> None:
