@@ -29,7 +29,6 @@ ABLATIONS: dict[str, Arm] = {
     "wgates norm": Arm(("--gate-start", "norm")),
     "wgates drawn": Arm(("--gate-start", "drawn")),
     "wgates shuffled": Arm(("--gate-start", "shuffled")),
-    "wgates detached": Arm(("--detach-gate-input",)),  # as by default; older results: attached
     "wgates attached": Arm(("--no-detach-gate-input",)),
     "wgates half the gate epochs": Arm(gates=0.5),
     "wgates twice the gate epochs": Arm(gates=2.0),
@@ -75,12 +74,10 @@ class Form:
     worth: str = "loss"  # of a channel, where an arm says nothing else
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; results of before there was a choice have no word of it."""
+        """Its fields; older results have no word of blocks where they may go."""
         found = asdict(self)
         if self.remove_blocks:
             del found["remove_blocks"]
-        if self.worth == "count":
-            del found["worth"]
         return found
 
 
@@ -89,9 +86,7 @@ FORMS = {
     "small": Form(("resnet20",), 1, 10_000, 3, 3, 9),
     # as many epochs as `pipeline run` takes where nothing else is asked for
     "long": Form(("resnet20",), 1, 10_000, 3, 12, 30, budgets=(0.65,)),
-    # where blocks go, hardly a group is narrowed, so that no score has a channel to choose
-    "thin": Form(
-        ("resnet20",), 1, 10_000, 3, 3, 9, budgets=(0.65,), remove_blocks=False, worth="count"
-    ),
+    # where blocks go, few groups are narrowed, so that scores have few channels to choose
+    "thin": Form(("resnet20",), 1, 10_000, 3, 3, 9, budgets=(0.65,), remove_blocks=False),
     "trial": Form(("resnet20",), 1, 512, 1, 2, 1, samples=40, processes=2, budgets=(0.8,)),
 }

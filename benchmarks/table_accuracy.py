@@ -26,11 +26,10 @@ def variants(result: dict[str, Any]) -> str:
     """Tables of a study of W-Gates' own variants, in which no block may go."""
     form = result["protocol"]["form"]
     head = (
-        "W-Gates, and variants with one thing changed. No block may go and a channel counts for "
-        "one (`--worth count`), so that most groups have filters to choose; "
-        f"{_epochs(form)} epochs an arm, "
-        f"{form['finetune_epochs']} of them after pruning, in "
-        f"`{result['protocol']['train_precision']}`; all else as above."
+        "W-Gates, and variants with one thing changed. No block may go, so that more groups have "
+        f"filters to choose; {_epochs(form)} epochs an arm, {form['finetune_epochs']} of them "
+        f"after W-Gates' pruning, in `{result['protocol']['train_precision']}`; "
+        "all else as above."
     )
     return "\n".join([head, *_tables(result), ""])
 

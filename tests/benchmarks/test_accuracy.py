@@ -37,8 +37,6 @@ def test_seeds_that_were_not_made_again_stay() -> None:
     assert found == {"net-seed0": old, "net-seed1": new}
 
 
-def test_forms_that_let_blocks_go_and_count_channels_are_those_of_older_results() -> None:
+def test_a_form_that_lets_blocks_go_is_that_of_older_results() -> None:
     assert "remove_blocks" not in FORMS["small"].to_json()
-    assert FORMS["small"].to_json()["worth"] == "loss"
     assert FORMS["thin"].to_json()["remove_blocks"] is False
-    assert "worth" not in FORMS["thin"].to_json()
