@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 
 from pipeline.budget import Budget
 from targets.blocks import BlockRun
-from targets.statistics import bootstrap_ci95, required_samples
+from targets.statistics import bootstrap_interval, required_samples
 
 Verdict = Literal["met", "missed", "inconclusive"]
+Interval = tuple[float, float]
 FEWEST_PROCESSES = 5  # fewer blocks make no interval
 PERCENTILES = (50, 90, 99)
 MEDIAN = 50
 TAIL_RESAMPLES = 1000  # of all calls, after each process
+# who looks after every process and stops at the first interval that is clear finds too many that
+# are; so a look before the last one asks for more (Haybittle and Peto's rule for trials)
+LAST_LOOK, EARLY_LOOK = 0.95, 0.999
 
 
 @dataclass(frozen=True)
@@ -29,35 +33,33 @@ class Judge:
     percentile: int
     counted: Verdict | None = None  # of a budget that is a count: exact, whatever the clock says
 
-    def engine_ms(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
-        """The budgeted percentile of the engine, with its 95 % interval."""
-        if self.percentile == MEDIAN:
-            return blocks.median_ms("engine"), blocks.ci95_ms("engine")
-        return _over_blocks(blocks, lambda chosen: self._tail_ms(blocks, "engine", chosen))
-
-    def verdict(self, blocks: BlockRun) -> Verdict:
+    def verdict(self, blocks: BlockRun, confidence: float = LAST_LOOK) -> Verdict:
         """A relative budget is judged by the paired ratio: drift of the machine cancels."""
         if self.counted is not None:
             return self.counted
         if blocks.processes < FEWEST_PROCESSES or self._too_few(blocks):
             return "inconclusive"
-        if self.budget.unit == "x":
-            _, (low, high) = self.ratio(blocks)
-        else:
-            _, (low, high) = self.engine_ms(blocks)
+        low, high = self.interval(blocks, confidence)
         if high <= self.budget.value:
             return "met"
         return "missed" if low > self.budget.value else "inconclusive"
 
-    def ratio(self, blocks: BlockRun) -> tuple[float, tuple[float, float]]:
-        """Engine over dense at the budgeted percentile, paired by process."""
+    def is_clear_early(self, blocks: BlockRun) -> bool:
+        """Whether more processes would not change the verdict; asked after each of them."""
+        return self.verdict(blocks, EARLY_LOOK) != "inconclusive"
+
+    def interval(self, blocks: BlockRun, confidence: float = LAST_LOOK) -> Interval:
+        """Of what the budget bounds: ms of the engine, or its share of the dense one's."""
         if self.percentile == MEDIAN:
-            return blocks.ratio("engine", "dense")
-        return _over_blocks(
-            blocks,
-            lambda chosen: (
-                self._tail_ms(blocks, "engine", chosen) / self._tail_ms(blocks, "dense", chosen)
-            ),
+            engine = blocks.block_medians_ms("engine")
+            each = blocks.ratios("engine", "dense") if self.budget.unit == "x" else engine
+            return bootstrap_interval(each, confidence=confidence)
+        return _over_blocks(blocks, lambda chosen: self._tail(blocks, chosen), confidence)
+
+    def _tail(self, blocks: BlockRun, chosen: Iterable[int]) -> float:
+        engine_ms = self._tail_ms(blocks, "engine", chosen)
+        return engine_ms / (
+            self._tail_ms(blocks, "dense", chosen) if self.budget.unit == "x" else 1
         )
 
     def dense_ms(self, blocks: BlockRun) -> float:
@@ -89,16 +91,16 @@ class Judge:
 
 
 def _over_blocks(
-    blocks: BlockRun, statistic: Callable[[NDArray[np.intp]], float]
-) -> tuple[float, tuple[float, float]]:
-    """A statistic of chosen blocks, and its 95 % interval, by bootstrap over whole blocks."""
+    blocks: BlockRun, statistic: Callable[[NDArray[np.intp]], float], confidence: float
+) -> Interval:
+    """The interval of a statistic of chosen blocks, by bootstrap over whole blocks."""
 
     def each(drawn: NDArray[np.float64], axis: int) -> list[float]:
         assert axis == 1
         return [statistic(chosen) for chosen in drawn.astype(np.intp)]
 
     every = np.arange(blocks.processes)
-    return statistic(every), bootstrap_ci95(every, each, resamples=TAIL_RESAMPLES)
+    return bootstrap_interval(every, each, confidence=confidence, resamples=TAIL_RESAMPLES)
 
 
 def distribution(blocks: BlockRun, name: str) -> dict[str, Any]:

@@ -80,9 +80,13 @@ class BlockRun:
         """A percentile of the pooled clean calls; ValueError if too few (p99: under 299)."""
         return percentile_of(self.pooled_ms(name), percentile)
 
+    def ratios(self, name: str, other: str) -> NDArray[np.float64]:
+        """`name` over `other`, the medians of blocks paired by process, (processes,)."""
+        return self.block_medians_ms(name) / self.block_medians_ms(other)
+
     def ratio(self, name: str, other: str) -> tuple[float, tuple[float, float]]:
-        """`name` over `other`, paired by process: median and its 95 % bootstrap interval."""
-        ratios = self.block_medians_ms(name) / self.block_medians_ms(other)
+        """The median of `ratios` and its 95 % bootstrap interval."""
+        ratios = self.ratios(name, other)
         return float(np.median(ratios)), bootstrap_ci95(ratios)
 
     def doubts(self) -> tuple[str, ...]:

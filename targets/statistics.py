@@ -44,7 +44,19 @@ def bootstrap_ci95(
     seed: int = 0,
     resamples: int = 2000,
 ) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of `statistic(values (n,))`, expanded for few values.
+    """The 95 % `bootstrap_interval`."""
+    return bootstrap_interval(values, statistic, seed=seed, resamples=resamples)
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[..., Any] = np.median,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[float, float]:
+    """The percentile-bootstrap interval of `statistic(values (n,))`, expanded for few values.
 
     `statistic` takes `axis`, as numpy's do. The same seed gives the same interval.
     """
@@ -52,26 +64,26 @@ def bootstrap_ci95(
     if sample.ndim != 1 or not len(sample):
         raise ValueError(f"a bootstrap needs a list of values, not shape {sample.shape}")
     estimates = np.concatenate(list(_resampled(sample, statistic, seed, resamples)))
-    tail = _tail(len(sample))
+    tail = _tail(len(sample), (1.0 - confidence) / 2)
     low, high = np.quantile(estimates, (tail, 1.0 - tail))
     return float(low), float(high)
 
 
-def _tail(n: int) -> float:
-    """The share of resamples to leave out at either end, below 2.5 % the fewer values there are.
+def _tail(n: int, share: float) -> float:
+    """The share of resamples to leave out at either end, below `share` the fewer values there are.
 
     Resamples of n values spread too little by sqrt((n - 1) / n), and about a normal law where
     Student's is due: Hesterberg's expanded percentiles make up for both.
     """
     if n < 2:
-        return 0.025
+        return share
     normal = NormalDist()
-    return normal.cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1))
+    return normal.cdf(-math.sqrt(n / (n - 1)) * student_quantile(n - 1, 1 - share))
 
 
-def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution, within 1 % for 3 degrees or more."""
-    z = NormalDist().inv_cdf(0.975)
+def student_quantile(freedom: int, share: float = 0.975) -> float:
+    """A quantile of Student's t distribution: of 97.5 % within 1 % for 3 degrees or more."""
+    z = NormalDist().inv_cdf(share)
     # Cornish and Fisher's expansion in 1 / freedom
     terms = (
         z,

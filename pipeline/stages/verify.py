@@ -132,7 +132,7 @@ def _measure(context: Context, judge: Judge) -> BlockRun:
     def stop(blocks: BlockRun) -> bool:
         context.reporter.progress("fresh processes", blocks.processes, options.processes)
         enough = blocks.processes >= 2 * FEWEST_PROCESSES
-        return enough and judge.verdict(blocks) != "inconclusive"
+        return enough and judge.is_clear_early(blocks)
 
     return measure_blocks(
         target.name,

@@ -5,6 +5,7 @@ import pytest
 
 from targets.statistics import (
     bootstrap_ci95,
+    bootstrap_interval,
     percentile_of,
     required_samples,
     student_quantile,
@@ -40,6 +41,16 @@ def test_the_interval_of_few_values_covers_as_often_as_that_of_many() -> None:
 @pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.182), (7, 2.365), (30, 2.042)])
 def test_students_quantiles_agree_with_tables(freedom: int, quantile: float) -> None:
     assert student_quantile(freedom) == pytest.approx(quantile, rel=0.01)
+
+
+def test_a_wider_interval_is_surer() -> None:
+    values = np.random.default_rng(0).standard_normal(12)
+    low, high = bootstrap_interval(values, confidence=0.8)
+    lower, higher = bootstrap_interval(values, confidence=0.999)
+    middle = bootstrap_interval(values)
+    assert values.min() <= lower < middle[0] < low
+    assert high < middle[1] < higher <= values.max()
+    assert middle == bootstrap_ci95(values)
 
 
 def test_the_bootstrap_in_pieces_covers_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
