@@ -130,7 +130,7 @@ def test_variants_of_w_gates_are_told_by_how_far_they_lie_apart() -> None:
     ):
         given["budgets"]["0.5x"][name] = arm(top1, 0.49)
     found = variants({"protocol": PROTOCOL, "studies": {"net-seed0": given}})
-    assert "16 epochs an arm, 10 of them after pruning, in `bf16-mixed`" in found
+    assert "16 epochs an arm, 10 of them after W-Gates' pruning, in `bf16-mixed`" in found
     assert "| wgates tanh | 86.00 (85.00 to 87.00) at 0.490x |" in found
     said = (
         "5.00 points ahead of the best without this selection (uniform), 5.00 points behind "
