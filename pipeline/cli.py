@@ -13,12 +13,11 @@ import click
 from pipeline.bundle_commands import COMMANDS, verify_bundle, watchdog
 from pipeline.check.command import check
 from pipeline.errors import BudgetMissedError, InconclusiveError
-from pipeline.files import json_in
 from pipeline.flags import with_options
 from pipeline.guard import guarded
 from pipeline.manifest import MANIFEST
 from pipeline.report_command import report
-from pipeline.run import RECORD, Run, Stage
+from pipeline.run import Run, Stage
 from pipeline.stages import STAGES
 
 
@@ -193,8 +192,6 @@ def _execute(
         run_folder = Run(folder, STAGES)
         with run_folder.locked():
             run_folder.resolve(_given(flags), config)
-            if STAGES["verify"] in stages:
-                _forget_no_verdict(run_folder)
             if len(stages) == len(STAGES):
                 target_of(run_folder)  # found missing now, not after the dense training
             for stage in stages:
@@ -208,13 +205,6 @@ def _execute(
         _judge(certificate)
     elif as_json:
         click.echo(json.dumps({"run": str(folder), "stages": [stage.name for stage in stages]}))
-
-
-def _forget_no_verdict(run: Run) -> None:
-    """Without a verdict verify is not done: the same command measures again."""
-    found = json_in(run.folder / "verify" / "certificate.json")
-    if isinstance(found, dict) and found.get("verdict") == "inconclusive":
-        (run.folder / "verify" / RECORD).unlink(missing_ok=True)  # the rest stays until then
 
 
 def _exchange(

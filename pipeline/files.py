@@ -128,6 +128,13 @@ def json_in(path: Path) -> Any:
         return None
 
 
+def named_file(value: Any) -> Path | None:
+    """The file that an option names, as a path or as `file.py:factory`; None if there is none."""
+    if isinstance(value, str) and ".py:" in value:
+        value = Path(value.rpartition(":")[0])
+    return value if isinstance(value, Path) and value.is_file() else None
+
+
 def digests(folder: Path, *, without: str) -> dict[str, str]:
     """SHA-256 of every file in a folder but those called `without`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != without)

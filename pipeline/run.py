@@ -23,6 +23,7 @@ from pipeline.files import (
     digests,
     disk_faults_told,
     json_in,
+    named_file,
     remove_unfinished,
     replace_folder,
     write_atomically,
@@ -45,6 +46,7 @@ class Stage:
     produces: str  # in one line, for --help
     publishes: tuple[str, ...] = ()  # folders moved into the run folder itself when done
     schema: int = 0  # of what it writes, if that ever changed; what has another is written again
+    is_open: Callable[[Path], bool] = lambda folder: False  # of its folder: done, but to go on
 
     def execute(self, context: Context) -> None:
         module, _, function = self.entry.partition(":")
@@ -172,7 +174,7 @@ class Run:
     def execute(self, stage: Stage, reporter: Reporter) -> bool:
         """Run the stage unless it is fresh; returns whether it ran."""
         self._require_fresh(stage)
-        if self.is_fresh(stage):
+        if self.is_fresh(stage) and not stage.is_open(self.folder / stage.name):
             reporter.say(f"{stage.name}: done before, nothing changed")
             self._settled.add(stage.name)
             return False
@@ -254,7 +256,7 @@ class Run:
         settling = {f.name for f in fields(chosen) if f.metadata.get("settles", True)}
         values = {k: v for k, v in asdict(chosen).items() if k in settling}
         options = {k: plain(v) for k, v in values.items()}
-        named = {k: _file_in(v) for k, v in values.items()}
+        named = {k: named_file(v) for k, v in values.items()}
         files = {k: digest(path) for k, path in named.items() if path is not None}
         schema = {"schema": stage.schema} if stage.schema else {}
         found = {"options": options, "files": files, "needs": needs}
@@ -283,12 +285,11 @@ class Context:
             self.write_json(file, find())
         return json.loads(path.read_text(encoding="utf-8"))
 
-
-def _file_in(value: Any) -> Path | None:
-    """The file that an option names, as a path or as `file.py:factory`; None if there is none."""
-    if isinstance(value, str) and ".py:" in value:
-        value = Path(value.rpartition(":")[0])
-    return value if isinstance(value, Path) and value.is_file() else None
+    def earlier(self, file: str) -> Path | None:
+        """What the stage wrote before, of the same options and inputs; None if it has changed."""
+        path = self.run.folder / self.stage.name / file
+        wrote = json_in(path.with_name(RECORD))["wrote"] if self.run.is_fresh(self.stage) else {}
+        return path if path.exists() and wrote.get(file) == digest(path) else None
 
 
 def _check_together(options: Any) -> None:

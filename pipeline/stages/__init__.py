@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from calibration.schemas import LPNET
+from pipeline.files import json_in
 from pipeline.options import (
     BuildOptions,
     CalibrateOptions,
@@ -15,6 +18,12 @@ from pipeline.options import (
     VerifyOptions,
 )
 from pipeline.run import Stage
+
+
+def _has_no_verdict(verify: Path) -> bool:
+    found = json_in(verify / "certificate.json")
+    return isinstance(found, dict) and found.get("verdict") == "inconclusive"
+
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -75,6 +84,7 @@ STAGES: dict[str, Stage] = {
             VerifyOptions,
             "pipeline.stages.verify:execute",
             "certificate: parity, accuracy, latency, verdict",
+            is_open=_has_no_verdict,
         ),
         Stage(
             "package",

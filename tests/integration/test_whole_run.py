@@ -234,6 +234,24 @@ def test_same_command_again_does_nothing(whole_run: Done, certificate: dict[str,
     assert seconds < 10  # the whole run takes longer on any machine, this a third of a second
 
 
+def test_what_was_inconclusive_is_measured_on_by_the_same_command(
+    run_until: Callable[[str], Path],
+) -> None:
+    folder = run_until("verify")
+    few = ("--processes", "3", "--cold-starts", "0", "--no-counterfactual")  # 5 make a verdict
+    command = ("verify", folder, "--json", *few)
+    first = invoke(*command)
+    assert (first.exit_code, json.loads(first.stdout)["verdict"]) == (3, "inconclusive")
+    before = json.loads((folder / "verify/blocks.json").read_text())["blocks"]
+    second = invoke(*command)
+    assert second.exit_code == EXIT_CODES[json.loads(second.stdout)["verdict"]]
+    after = json.loads((folder / "verify/blocks.json").read_text())["blocks"]
+    for name in ("engine", "dense"):
+        assert len(before[name]) == 3
+        assert after[name][:3] == before[name]
+        assert len(after[name]) == 6
+
+
 @pytest.mark.parametrize(
     ("flags", "first"),
     [(("--finetune-epochs", "1"), "finetune"), (("--budget", "0.85x"), "prune")],

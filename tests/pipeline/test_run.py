@@ -241,6 +241,37 @@ def test_killed_stage_finds_what_it_had(workshop: Workshop) -> None:
     assert found == [False, True]
 
 
+def test_what_is_open_goes_on_with_what_it_wrote(workshop: Workshop) -> None:
+    found: list[str | None] = []
+
+    def work(context: Context) -> None:
+        before = context.earlier("thing.txt")
+        found.append(before.read_text() if before else None)
+
+    workshop.works["make"] = work
+    workshop.stages["make"] = replace(
+        workshop.stages["make"], is_open=lambda made: (made / "thing.txt").read_text() == "half"
+    )
+    workshop.content = "half"
+    workshop.run("make", "use")
+    workshop.content = "made"
+    workshop.run("make", "use")
+    assert found == [None, "half"]
+    assert (workshop.folder / "shop" / "sign.txt").read_text() == "made, used"
+    assert workshop.run("make", "use") == []
+
+
+def test_a_file_that_was_edited_is_nothing_to_go_on_with(workshop: Workshop) -> None:
+    found: list[Path | None] = []
+    workshop.works["make"] = lambda context: found.append(context.earlier("thing.txt"))
+    workshop.stages["make"] = replace(workshop.stages["make"], is_open=lambda made: True)
+    workshop.run("make")
+    (workshop.folder / "make" / "thing.txt").write_text("other")
+    workshop.run("make")
+    workshop.run("make", size=2)
+    assert found == [None, None, None]
+
+
 def test_what_a_killed_stage_had_found_is_not_found_again(workshop: Workshop) -> None:
     answers = iter([{"bias": 0.5}, {"bias": 0.7}])
     found = []

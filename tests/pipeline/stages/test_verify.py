@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.errors import ParityError
 from pipeline.judging import FEWEST_PROCESSES, Judge, wilson_ci95
 from pipeline.options import PruneOptions
 from pipeline.stages.answers import Answers, _Parity
-from pipeline.stages.verify import _checked_parity, _judge
+from pipeline.stages.verify import _checked_parity, _judge, _together
 from targets import load_target
 from targets.base import TargetOptions
 from targets.blocks import BlockRun
@@ -143,6 +144,14 @@ def test_what_is_clear_at_the_end_need_not_be_clear_early() -> None:
     near = judge(f"{1.0005 * high:.6f}x")
     assert near.verdict(run) == "met"
     assert not near.is_clear_early(run)
+
+
+def test_what_was_measured_elsewhere_does_not_count() -> None:
+    before, latest = steady(4 * SIX, 8 * SIX), steady(4 * SIX[:2], 8 * SIX[:2])
+    assert _together(before, latest).processes == 8
+    assert _together(None, latest) is latest
+    moved = replace(latest, fingerprint=replace(FINGERPRINT, threads=FINGERPRINT.threads + 1))
+    assert _together(before, moved) is moved
 
 
 def test_too_few_calls_for_a_tail_give_no_verdict_and_say_so() -> None:
