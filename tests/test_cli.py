@@ -223,28 +223,16 @@ def test_exit_codes(
 
 
 @pytest.mark.parametrize(
-    ("command", "verdict", "kept"),
-    [
-        (("verify",), "inconclusive", False),
-        (("run", "--out"), "inconclusive", False),
-        (("verify",), "missed", True),
-        (("package",), "inconclusive", True),
-    ],
+    ("verdict", "goes_on"), [("inconclusive", True), ("missed", False), ("met", False)]
 )
-def test_what_was_inconclusive_is_measured_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    command: tuple[str, ...],
-    verdict: str,
-    kept: bool,
+def test_only_a_verify_without_a_verdict_is_open(
+    tmp_path: Path, verdict: str, goes_on: bool
 ) -> None:
-    folder = tmp_path / "verify"
-    folder.mkdir()
-    (folder / "certificate.json").write_text(json.dumps({"verdict": verdict, "budget_ms": 4.0}))
-    (folder / "stage.json").write_text("{}")
-    monkeypatch.setattr("pipeline.run.Run.execute", lambda *_: False)
-    invoke(*command, tmp_path, "--json")
-    assert (folder / "stage.json").exists() == kept
+    assert not STAGES["verify"].is_open(tmp_path), "it was never done"
+    (tmp_path / "certificate.json").write_text(json.dumps({"verdict": verdict}))
+    assert [name for name, stage in STAGES.items() if stage.is_open(tmp_path)] == (
+        ["verify"] if goes_on else []
+    )
 
 
 def test_ctrl_c_says_that_the_command_resumes(
