@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BuildError
+from pipeline.files import json_in
 from pipeline.options import CalibrateOptions
 from pipeline.run import Context
 from pipeline.serving import SETTLED, target_of
@@ -189,8 +189,7 @@ def settle(context: Context, onnx: bytes, out: Path) -> Settled:
     The choice stands in the stage's SETTLED file, where `target_of` finds it; a run that goes on
     keeps to it, since what it has measured is in that form.
     """
-    earlier = context.partial / SETTLED
-    decided = json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else None
+    decided = json_in(context.partial / SETTLED)
     made = [
         _in_form(context, onnx, out.with_stem(f"{out.stem}-{form}") if form else out, form)
         for form in ((decided["quantizer"],) if decided else _forms(context))

@@ -233,8 +233,7 @@ class OrtCpuInt8(OrtCpu):
     def _check_stamp(self, stamp: dict[str, str], engine: Path) -> None:
         super()._check_stamp(stamp, engine)
         # the other way round it would compute the same everywhere
-        narrow = QdqForm.NARROW.name.lower()
-        if self.form is QdqForm.NARROW and stamp.get(STAMP_FORM) != narrow:
+        if self.form is QdqForm.NARROW and stamp.get(STAMP_FORM) != self._stamp()[STAMP_FORM]:
             raise EngineError(
                 f"{engine} has int8 weights of 8 bits, with which this CPU's kernels saturate",
                 fix=REBUILD,
