@@ -54,6 +54,8 @@ ABLATIONS: dict[str, Arm] = {
     "wgates slow": Arm(("--gate-lr", "0.3")),
     "wgates still": Arm(("--gate-lr", "0")),
     "wgates weights slower": Arm(("--weight-lr", "0.02")),
+    "wgates twice the rate": Arm(("--weight-lr", "0.1"), ("--finetune-lr", "0.1")),
+    "l1 twice the rate": Arm(("--method", "l1"), ("--finetune-lr", "0.1"), gates=0.0),
 }
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import digest
+from pipeline.run import RECORD
 from targets.blocks import BlockRun
 
 CHANGED = ("prune", "finetune")  # the stages whose options tell arms apart
@@ -19,6 +21,14 @@ def last_words(folder: Path) -> str:
 
 def read(folder: Path, file: str) -> Any:
     return json.loads((folder / file).read_text(encoding="utf-8"))
+
+
+def is_certified(folder: Path) -> bool:
+    """Whether its certificate is of what its other stages hold now, whatever the verdict."""
+    if not (folder / "verify" / RECORD).exists():
+        return False
+    needs = read(folder, f"verify/{RECORD}")["needs"]
+    return all(digest(folder / need / RECORD) == found for need, found in needs.items())
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from calibration.phases import Phases
 from calibration.rows import Row
 from calibration.widths import WidthVector
 from targets.fingerprint import Fingerprint
+from targets.gpu.cuda import contexts_here
 
 ATTEMPTS = 2  # at a candidate: the first process may have died of something else
 
@@ -59,13 +60,17 @@ class IsolatedBench:
 
     def row(self, widths: WidthVector, *, precision: float = 0.01) -> Row:
         """Measure one width vector; CandidateLostError if it took the process with it, twice."""
-        row = self._done(Job(self.setup.digest, widths, precision, version("wgates"))).row
+        row = self._done(self._job(widths, precision)).row
         assert row is not None
         return row
 
     def build(self, widths: WidthVector, engine: Path) -> None:
         """Build one width vector's engine there, untimed; CandidateLostError as above."""
-        self._done(Job(self.setup.digest, widths, 0.0, version("wgates"), engine))
+        self._done(self._job(widths, 0.0, engine))
+
+    def _job(self, widths: WidthVector, precision: float, engine: Path | None = None) -> Job:
+        digest, ours = self.setup.digest, version("wgates")
+        return Job(digest, widths, precision, ours, engine, companions=contexts_here())
 
     def _done(self, job: Job) -> Answer:
         lost = ""

@@ -73,6 +73,7 @@ class Job:
     precision: float
     wgates: str  # version that asks: another one may measure otherwise
     engine: Path | None = None  # build it there, on the asking machine, instead of measuring
+    companions: int = 0  # processes of the asker that hold the worker's GPU, idle
 
     @cached_property
     def digest(self) -> str:
@@ -111,7 +112,7 @@ class Workplace:
             if differences := _differences(setup, job, target):
                 return Answer(differences=differences)
             bench = self._bench_of(setup, target)
-            bench, row = replace(bench, phases=Phases()), None
+            bench, row = replace(bench, phases=Phases(), companions=job.companions), None
             if job.engine is None:
                 row = bench.row(job.widths, precision=job.precision)
             else:

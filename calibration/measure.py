@@ -45,6 +45,7 @@ class Bench:
     batches: tuple[Images, ...] = ()  # training images, for targets that take ranges from them
     keep_fp32: frozenset[str] = frozenset()  # nodes that the final engine keeps in fp32, too
     phases: Phases = field(default_factory=Phases)
+    companions: int = 0  # processes of ours that hold the GPU meanwhile, idle
 
     @property
     def skeleton_sha256(self) -> str:
@@ -87,7 +88,8 @@ class Bench:
             limit_s = max(limit_s, min(dear_s, LONGEST_S / LOADS))
             with self.phases.spent_on(TIMING):
                 wish = precision * math.sqrt(LOADS)
-                return compare(engine, anchor, precision=wish, limit_s=limit_s)
+                found = compare(engine, anchor, precision=wish, limit_s=limit_s)
+                return found.beside(self.companions)
 
     def _kept(self, widths: WidthVector, model: bytes) -> frozenset[str]:
         """Of the nodes to keep in fp32, those that did not go with a branch."""

@@ -24,6 +24,7 @@ from targets.base import Engine, TargetOptions
 from targets.errors import FingerprintError
 from targets.fingerprint import Fingerprint
 from targets.fresh import FreshProcess, serve_messages
+from targets.gpu.cuda import contexts_here
 from targets.samples import Samples
 from targets.statistics import bootstrap_ci95, percentile_of
 from targets.timing import Turn, calls_lasting, warm_up
@@ -179,7 +180,8 @@ def _round(engines: Mapping[str, OtherEngine], target_name: str, seconds: float)
             for name, process in sorted(started.items())
         }
     fingerprint = next(found for found in prints if found.target == target_name)
-    idle = len(engines) - 1  # of our own processes, while one takes its turn
+    # of our own processes, while one takes its turn: the other engines', and this one
+    idle = len(engines) - 1 + contexts_here()
     return BlockRun(fingerprint, {name: (found.beside(idle),) for name, found in timed.items()})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Self
 
@@ -146,6 +146,11 @@ class Comparison:
     def relative_error(self) -> float:
         """Half the interval's width over the ratio."""
         return relative_half(self.ratio, self.ratio_ci95)
+
+    def beside(self, companions: int) -> Self:
+        """The same, where so many of the GPU's other processes were known and idle."""
+        candidate, anchor = (part.beside(companions) for part in (self.candidate, self.anchor))
+        return replace(self, candidate=candidate, anchor=anchor)
 
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust the ratio, in words; empty if none."""

@@ -102,6 +102,22 @@ def device() -> GpuDevice:
     )
 
 
+def contexts_here() -> int:
+    """1 if this process holds the device's primary context, so that NVML lists it; else 0.
+
+    Only asks: where CUDA was not used it is not begun with.
+    """
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return 0
+    handle, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+    if driver.cuDeviceGet(ctypes.byref(handle), DEVICE):  # not initialised, or no such device
+        return 0
+    told = ctypes.byref(flags), ctypes.byref(active)
+    return 0 if driver.cuDevicePrimaryCtxGetState(handle, *told) else int(active.value != 0)
+
+
 def checked(runtime: Any, result: tuple[Any, ...]) -> Any:
     """What a call of cuda.bindings returned beside its error code; EngineError if it failed."""
     error, *values = result

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_arms import FORMS
-from benchmarks.accuracy_outcome import beside_older
+from benchmarks.accuracy_outcome import beside_older, is_certified
+from pipeline.files import digest
 
 
 def study(commit: str, *budgets: str, adapted: float = 0.86) -> dict[str, Any]:
@@ -40,3 +43,16 @@ def test_seeds_that_were_not_made_again_stay() -> None:
 def test_a_form_that_lets_blocks_go_is_that_of_older_results() -> None:
     assert "remove_blocks" not in FORMS["small"].to_json()
     assert FORMS["thin"].to_json()["remove_blocks"] is False
+
+
+def test_a_certificate_holds_until_what_it_read_is_made_again(tmp_path: Path) -> None:
+    assert not is_certified(tmp_path)
+    for name in ("build", "verify"):
+        (tmp_path / name).mkdir()
+    built = tmp_path / "build" / "stage.json"
+    built.write_text("{}")
+    record = {"stage": "verify", "needs": {"build": digest(built)}}
+    (tmp_path / "verify" / "stage.json").write_text(json.dumps(record))
+    assert is_certified(tmp_path)
+    built.write_text('{"options": {}}')
+    assert not is_certified(tmp_path)

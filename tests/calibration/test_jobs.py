@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calibration.jobs import Answer, Job, Setup, Workplace
 from calibration.widths import WidthVector
 from targets.base import TargetOptions
-from targets.fake import FakeTarget
+from targets.fake import FakeEngine, FakeTarget
+from targets.samples import Samples
 
 from .chain import BATCH, chain
 from .test_measure import known_ns
@@ -59,6 +61,21 @@ def test_a_job_is_measured_beside_the_anchor(place: Workplace) -> None:
     assert answer.row.ratio == pytest.approx(law((16, 24)), rel=1e-3)
     assert answer.row.widths.kept == (16, 24)
     assert answer.seconds > 0
+
+
+def test_the_asker_s_hold_on_the_gpu_is_not_foreign(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = FakeEngine.time_ms
+
+    def on_a_gpu(self: FakeEngine, n: int) -> Samples:
+        return replace(timed(self, n), gpu_foreign=np.ones(n, np.int64))
+
+    monkeypatch.setattr(FakeEngine, "time_ms", on_a_gpu)
+    for companions, doubts in ((0, 2), (1, 0), (0, 2)):
+        row = place.perform(SETUP, replace(job(), companions=companions)).row
+        assert row is not None
+        assert sum("foreign processes" in doubt for doubt in row.doubts) == doubts
 
 
 def test_the_anchor_is_built_once_for_a_setup(

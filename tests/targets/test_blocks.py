@@ -115,6 +115,38 @@ def test_turns_are_abba_and_fill_their_time(
     assert list(blocks.turns(["a", "b", "c"], 2)) == ["a", "b", "c", "c", "b", "a"]
 
 
+@pytest.mark.parametrize(("ours", "foreign"), [(0, [1, 0, 2]), (1, [0, 0, 1])])
+def test_of_the_gpu_s_other_processes_ours_are_not_foreign(
+    ours: int, foreign: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = dataclasses.replace(block(1.0, 1.0, 1.0), gpu_foreign=np.array([2, 1, 3]))
+
+    class Told(ExitStack):
+        """Stands for a fresh process that shares its GPU."""
+
+        def __init__(self, module: str, *, name: str) -> None:
+            super().__init__()
+
+        def tell(self, message: dict[str, Any]) -> None:
+            assert "load" in message
+
+        def answer(self, limit_s: float) -> Any:
+            return FINGERPRINT.to_json()
+
+        def ask(self, message: dict[str, Any], limit_s: float) -> Any:
+            return seen.to_json() if "tell" in message else None
+
+    monkeypatch.setattr(blocks, "FreshProcess", Told)
+    monkeypatch.setattr(blocks, "contexts_here", lambda: ours)
+    engines = {name: Path(name) for name in "AB"}
+    run = measure_blocks(
+        FINGERPRINT.target, TargetOptions(), engines, processes=1, seconds_per_block=0.1
+    )
+    for (found,) in run.blocks.values():
+        assert found.gpu_foreign is not None
+        assert found.gpu_foreign.tolist() == foreign
+
+
 def test_an_engine_is_timed_alone_in_its_process(ort_engine: Path) -> None:
     described = {"target": "ort-cpu", "options": dataclasses.asdict(ONE_THREAD)}
     with ExitStack() as stack:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,46 @@ def test_a_missing_driver_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(TargetUnavailableError, match=r"libcuda\.so\.1"):
         cuda.device()
+
+
+class Driver:
+    """Stands for libcuda: what it answers about this process's primary context."""
+
+    def __init__(self, *, begun: int = 0, told: int = 0, active: int = 0) -> None:
+        self.begun, self.told, self.active = begun, told, active
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        device._obj.value = 7 + ordinal
+        return self.begun
+
+    def cuDevicePrimaryCtxGetState(self, device: Any, flags: Any, active: Any) -> int:  # noqa: N802
+        assert device.value == 7 + cuda.DEVICE
+        active._obj.value = self.active
+        return self.told
+
+
+@pytest.mark.parametrize(
+    ("driver", "held"),
+    [
+        (Driver(active=1), 1),
+        (Driver(active=0), 0),
+        (Driver(begun=3, active=1), 0),  # CUDA was not used in this process
+        (Driver(told=1, active=1), 0),
+    ],
+)
+def test_whether_this_process_holds_the_device(
+    driver: Driver, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.ctypes, "CDLL", lambda name: driver)
+    assert cuda.contexts_here() == held
+
+
+def test_without_a_driver_no_device_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(cuda.ctypes, "CDLL", refuse)
+    assert cuda.contexts_here() == 0
 
 
 def test_every_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
