@@ -55,7 +55,10 @@ ABLATIONS: dict[str, Arm] = {
     "wgates still": Arm(("--gate-lr", "0")),
     "wgates weights slower": Arm(("--weight-lr", "0.02")),
     "wgates twice the rate": Arm(("--weight-lr", "0.1"), ("--finetune-lr", "0.1")),
-    "l1 twice the rate": Arm(finetune=("--finetune-lr", "0.1"), gates=0.0, plan_of="l1"),
+    **{
+        f"{name} twice the rate": Arm(finetune=("--finetune-lr", "0.1"), gates=0.0, plan_of=name)
+        for name in ("l1", "bn-scale")
+    },
 }
 
 
