@@ -38,6 +38,7 @@ class IsolatedBench:
         self.setup, self.phases, self.limit_s, self.anchor = setup, phases, limit_s, anchor
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
+        self.contexts = 0  # that the child holds on the GPU
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +97,7 @@ class IsolatedBench:
                 return self._became_of(process)
             assert isinstance(answer, Answer)
             waiting.was(answer.phases)
+        self.contexts = answer.contexts
         return answer
 
     def _started(self) -> tuple[Connection, SpawnProcess]:
@@ -135,6 +137,7 @@ class IsolatedBench:
             self._process.join()
             self._process.close()
         self._process = self._pipe = None
+        self.contexts = 0
 
 
 def _serve(pipe: Connection, setup: Setup, anchor: Path | None) -> None:

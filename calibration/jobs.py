@@ -23,6 +23,7 @@ from targets import load_target
 from targets.base import Images, Target, TargetOptions
 from targets.errors import DeployError
 from targets.fingerprint import Fingerprint
+from targets.gpu.cuda import contexts_here
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Answer:
     failure: tuple[str, str] | None = None  # message and fix
     seconds: float = 0.0  # that the device was busy
     phases: Mapping[str, float] = field(default_factory=dict)  # the same, by phase
+    contexts: int = 0  # that the worker holds on its GPU from now on
 
 
 class Workplace:
@@ -120,7 +122,7 @@ class Workplace:
         except DeployError as error:
             return Answer(failure=(error.message, error.fix))
         seconds = time.perf_counter() - started
-        return Answer(row, seconds=seconds, phases=bench.phases.seconds)
+        return Answer(row, (), None, seconds, bench.phases.seconds, contexts_here())
 
     def close(self) -> None:
         """Remove the anchor that was built here."""

@@ -101,7 +101,7 @@ class SeveralProcesses:
 
         for _ in range(ATTEMPTS):
             try:
-                return measure_blocks(
+                blocks = measure_blocks(
                     setup.target,
                     setup.options,
                     {PLAN: engine, ANCHOR: self.anchor},
@@ -109,6 +109,7 @@ class SeveralProcesses:
                     seconds_per_block=BLOCK_S,
                     stop=stop,
                 )
+                return blocks.beside(self.bench.contexts)
             except EngineError as error:
                 lost = error.message
         raise CandidateLostError(f"could not be timed: {lost}")

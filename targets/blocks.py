@@ -90,6 +90,11 @@ class BlockRun:
         ratios = self.ratios(name, other)
         return float(np.median(ratios)), bootstrap_ci95(ratios)
 
+    def beside(self, companions: int) -> BlockRun:
+        """The same, where so many more of the GPU's other processes were known and idle."""
+        blocks = {n: tuple(b.beside(companions) for b in of) for n, of in self.blocks.items()}
+        return BlockRun(self.fingerprint, blocks)
+
     def doubts(self) -> tuple[str, ...]:
         """Reasons to distrust these blocks, in words; empty if none."""
         found: list[str] = []

@@ -31,8 +31,9 @@ OPTIONS = TargetOptions(batch=BATCH)
 CRASH, HANG, ONCE, LEAVE, FAIL = 8, 16, 24, 40, 48  # of the second group, what a build does
 
 FAULTY = f"""
-import onnx, os, signal, sys, time
+import multiprocessing, onnx, os, signal, sys, time
 from pathlib import Path
+import calibration.jobs
 from targets.errors import BuildError
 from targets.fake import FakeTarget
 
@@ -40,6 +41,9 @@ def widths(model):
     graph = onnx.load_from_string(model).graph
     channels = {{weight.name: weight.dims[0] for weight in graph.initializer}}
     return channels["conv0.weight"], channels["conv1.weight"]
+
+if multiprocessing.parent_process() is not None:  # as if the runtime held a GPU there
+    calibration.jobs.contexts_here = lambda: 1
 
 class Faulty(FakeTarget):
     name = "faulty"
@@ -109,6 +113,15 @@ def test_a_crash_costs_only_its_candidate(isolated: IsolatedBench, faulty: Path)
         isolated.row(widths(CRASH))
     assert isolated.row(widths(32)).ratio == pytest.approx(law((16, 32)), rel=1e-3)
     assert (faulty / "pid").read_text() != before
+
+
+def test_what_the_process_holds_on_a_gpu_is_known(isolated: IsolatedBench) -> None:
+    assert isolated.contexts == 0
+    isolated.row(widths(32))
+    assert isolated.contexts == 1
+    with pytest.raises(CandidateLostError):
+        isolated.row(widths(CRASH))
+    assert isolated.contexts == 0
 
 
 def test_a_crash_that_is_not_the_candidates_is_tried_again(isolated: IsolatedBench) -> None:

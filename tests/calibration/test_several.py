@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,31 @@ def test_a_plan_whose_process_fails_twice_is_lost(
         return
     with pytest.raises(CandidateLostError, match="could not be timed: the timing process failed"):
         measurer.row(WIDTHS)
+
+
+def on_a_gpu(run: BlockRun) -> BlockRun:
+    """As if one other process had held it all the time."""
+    seen = {
+        name: tuple(replace(block, gpu_foreign=np.ones(len(block), np.int64)) for block in blocks)
+        for name, blocks in run.blocks.items()
+    }
+    return BlockRun(run.fingerprint, seen)
+
+
+def test_the_process_that_built_the_plan_is_not_foreign_on_its_gpu(
+    bench: IsolatedBench, anchor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, measure = bench.build, scripted(at(*[0.5] * MOST))
+    monkeypatch.setattr(
+        several, "measure_blocks", lambda *a, **named: on_a_gpu(measure(*a, **named))
+    )
+    assert any("foreign" in doubt for doubt in SeveralProcesses(bench, anchor).row(WIDTHS).doubts)
+
+    def holding(widths: WidthVector, engine: Path) -> None:
+        build(widths, engine)
+        bench.contexts = 1
+
+    monkeypatch.setattr(bench, "build", holding)
+    assert not any(
+        "foreign" in doubt for doubt in SeveralProcesses(bench, anchor).row(WIDTHS).doubts
+    )
