@@ -122,7 +122,8 @@ class Workplace:
         except DeployError as error:
             return Answer(failure=(error.message, error.fix))
         seconds = time.perf_counter() - started
-        return Answer(row, (), None, seconds, bench.phases.seconds, contexts_here())
+        spent, held = bench.phases.seconds, contexts_here()
+        return Answer(row, seconds=seconds, phases=spent, contexts=held)
 
     def close(self) -> None:
         """Remove the anchor that was built here."""

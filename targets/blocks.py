@@ -187,7 +187,7 @@ def _round(engines: Mapping[str, OtherEngine], target_name: str, seconds: float)
     fingerprint = next(found for found in prints if found.target == target_name)
     # of our own processes, while one takes its turn: the other engines', and this one
     idle = len(engines) - 1 + contexts_here()
-    return BlockRun(fingerprint, {name: (found.beside(idle),) for name, found in timed.items()})
+    return BlockRun(fingerprint, {name: (found,) for name, found in timed.items()}).beside(idle)
 
 
 def _described(engine: OtherEngine) -> dict[str, Any]:

@@ -38,11 +38,16 @@ def test_the_device_is_described(gpu: FakeGpu) -> None:
     assert found == cuda.GpuDevice("Fake GPU", "sm89", 24 * 1024, "0000:01:00.0")
 
 
-def test_a_missing_driver_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(cuda.ctypes, "CDLL", refuse)
+
+
+@pytest.mark.usefixtures("no_driver")
+def test_a_missing_driver_is_a_reason() -> None:
     assert cuda.driver_reasons() == (
         "NVIDIA's driver is missing (libcuda.so.1: cannot open shared object file)",
     )
@@ -82,11 +87,8 @@ def test_whether_this_process_holds_the_device(
     assert cuda.contexts_here() == held
 
 
-def test_without_a_driver_no_device_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        raise OSError(f"{name}: cannot open shared object file")
-
-    monkeypatch.setattr(cuda.ctypes, "CDLL", refuse)
+@pytest.mark.usefixtures("no_driver")
+def test_without_a_driver_no_device_is_held() -> None:
     assert cuda.contexts_here() == 0
 
 
