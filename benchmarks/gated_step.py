@@ -71,7 +71,7 @@ def made_up_goal(skeleton: Skeleton, device: torch.device) -> Goal:
     wanted = [full, *islice(width_sequence(skeleton.groups, MULTIPLE, seed=0), 100)]
     ratios = [0.2 + 0.8 * cost.macs(widths) / dense for widths in wanted]
     records = [
-        LatencyRecord(widths, ratio, (0.99 * ratio, 1.01 * ratio), 10.0, ())
+        LatencyRecord(widths, ratio, (0.99 * ratio, 1.01 * ratio), 10.0, 10.0 * ratio, ())
         for widths, ratio in zip(wanted, ratios, strict=True)
     ]
     target = load_target("ort-cpu", TargetOptions(threads=1))

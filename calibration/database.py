@@ -44,6 +44,9 @@ class LatencyRecord:
     ratio: float
     ratio_ci95: tuple[float, float]
     anchor_ms: float  # the anchor's median in the same rounds
+    candidate_ms: (
+        float  # the candidate's; over the other it is not quite the ratio, which is paired
+    )
     doubts: tuple[str, ...]
 
 
@@ -146,11 +149,14 @@ class LatencyDatabase:
         """Every measurement of this network under this fingerprint, oldest first."""
         with _translated(self.path):
             rows = self._connection.execute(
-                "SELECT widths, ratio, low, high, anchor, doubts FROM measurement "
+                "SELECT widths, ratio, low, high, anchor, candidate, doubts FROM measurement "
                 "WHERE skeleton = ? AND fingerprint = ? ORDER BY rowid",
                 (skeleton, fingerprint.digest()),
             ).fetchall()
-            return tuple(_record(*row) for row in rows)
+            return tuple(
+                _record(widths, ratio, low, high, (anchor, candidate), doubts)
+                for widths, ratio, low, high, anchor, candidate, doubts in rows
+            )
 
     def has(self, skeleton: str, fingerprint: Fingerprint, widths: WidthVector) -> bool:
         with _translated(self.path):
@@ -186,13 +192,15 @@ def _row(values: tuple[Any, ...]) -> Row:
 
 
 def _record(
-    widths: str, ratio: float, low: float, high: float, anchor: bytes, doubts: str
+    widths: str, ratio: float, low: float, high: float, samples: tuple[bytes, bytes], doubts: str
 ) -> LatencyRecord:
+    anchor, candidate = map(Samples.from_bytes, samples)
     return LatencyRecord(
         widths_of(widths),
         ratio,
         (low, high),
-        Samples.from_bytes(anchor).median_ms(),
+        anchor.median_ms(),
+        candidate.median_ms(),
         tuple(json.loads(doubts)),
     )
 

@@ -57,6 +57,7 @@ class Known:
             ratio=ratio,
             ratio_ci95=ratio_ci95,
             anchor_ms=math.sqrt(math.prod(timing.anchor_ms for timing in both)),
+            candidate_ms=math.sqrt(math.prod(timing.candidate_ms for timing in both)),
             doubts=tuple(dict.fromkeys(doubt for timing in both for doubt in timing.doubts)),
         )
         return Known(record, (self.off + later.off) / 2)

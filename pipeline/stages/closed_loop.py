@@ -31,7 +31,11 @@ WASTEFUL, AIMED = 0.975, 0.99
 
 @dataclass(frozen=True)
 class Limit:
-    """The budget as the closed loop uses it: p50 milliseconds beside the dense anchor."""
+    """The budget as the closed loop uses it: p50 milliseconds.
+
+    Of a share of the dense network's latency, those that calibrate measured stand for it: plans are
+    compared with the dense network. Milliseconds are those that plans take while they are timed.
+    """
 
     budget: Budget
     budget_ms: float  # of the wished percentile
@@ -53,6 +57,11 @@ class Limit:
             )
         return cls(budget, budget_ms, budget_ms / tail)
 
+    @property
+    def is_absolute(self) -> bool:
+        """Whether milliseconds are asked for, not a share of what the dense network takes."""
+        return self.budget.unit == "ms"
+
     def least_ms(self, margin: float) -> float:
         """What a plan must take at least that is to lie the `margin` below the budget."""
         return self.p50_ms * min(WASTEFUL, AIMED * (1 - margin))
@@ -69,6 +78,7 @@ class ClosedLoop:
         margin = solving.options.margin
         self.aim_ms, self.least_ms = limit.p50_ms * (1 - margin), limit.least_ms(margin)
         self.lpnet = solving.lpnet
+        self.dense_ms = float(self.lpnet.get_buffer("anchor_ms"))
         self.bias = 1.0  # what plans near the budget take, over what the LPNet predicts
 
     @property
@@ -206,10 +216,13 @@ class ClosedLoop:
             return False
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
-        anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
-        between = self.least_ms / anchor_ms, SAFE * self.limit.p50_ms / anchor_ms
+        between = self.least_ms / self.dense_ms, SAFE * self.limit.p50_ms / self.dense_ms
         # what is measured before any training only tells what to try
         record = self.solving.measured(plan.widths(), between, insist=number != BEFORE)
+        if self.limit.is_absolute:
+            # verify will hold the plan's own milliseconds against the budget, and while calibrate
+            # ran, the machine may have been faster or slower
+            self.dense_ms = record.candidate_ms / record.ratio
         return Round(
             number,
             attempt,
@@ -217,7 +230,7 @@ class ClosedLoop:
             predicted_ms=bias * self.lpnet.predict_one_ms(plan.widths()),
             ratio=record.ratio,
             ratio_ci95=record.ratio_ci95,
-            anchor_ms=anchor_ms,
+            anchor_ms=self.dense_ms,
             limit_ms=self.limit.p50_ms,
         )
 

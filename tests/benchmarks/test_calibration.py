@@ -31,7 +31,8 @@ def problem(count: int) -> predictors.Problem:
     records = []
     for widths in first_widths(skeleton.groups, 8, count, seed=0):
         ratio = (2e6 + cost.macs(widths)) / full
-        records.append(LatencyRecord(widths, ratio, (ratio * 0.99, ratio * 1.01), 4.0, ()))
+        ends = (ratio * 0.99, ratio * 1.01)
+        records.append(LatencyRecord(widths, ratio, ends, 4.0, 4.0 * ratio, ()))
     fingerprint = FakeTarget(TargetOptions(batch=2)).fingerprint()
     return predictors.Problem(skeleton, tuple(records), fingerprint, BLOCK)
 

@@ -24,7 +24,10 @@ def records_of(
     ratios = ratios * np.exp(noise * rng.standard_normal(len(ratios)))
     half = 1.96 * max(noise, 1e-4)
     return [
-        LatencyRecord(widths, ratio, (ratio * (1 - half), ratio * (1 + half)), ANCHOR_MS, ())
+        LatencyRecord(
+            *(widths, ratio, (ratio * (1 - half), ratio * (1 + half))),
+            *(ANCHOR_MS, ratio * ANCHOR_MS, ()),
+        )
         for widths, ratio in zip(wanted, ratios.tolist(), strict=True)
     ]
 

@@ -115,6 +115,7 @@ def test_a_record_reads_back_equal(database: LatencyDatabase) -> None:
     assert record.widths == widths(7)
     assert (record.ratio, record.ratio_ci95) == (0.5, (0.49, 0.505))
     assert record.anchor_ms == pytest.approx(2.0025)
+    assert record.candidate_ms == pytest.approx(1.00125, rel=2e-3)
     assert record.doubts == made.doubts()
     assert record.doubts
 

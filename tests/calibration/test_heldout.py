@@ -38,7 +38,8 @@ FULL = WidthVector(("a", "b", "c"), (32, 32, 32))
 
 
 def record(kept: tuple[int, ...], anchor_ms: float = 4.0) -> LatencyRecord:
-    return LatencyRecord(WidthVector(FULL.groups, kept), 0.5, (0.49, 0.51), anchor_ms, ())
+    widths, ends = WidthVector(FULL.groups, kept), (0.49, 0.51)
+    return LatencyRecord(widths, 0.5, ends, anchor_ms, 0.5 * anchor_ms, ())
 
 
 JOINT = [record((8 * (index % 4 + 1), 16, 24)) for index in range(12)]

@@ -52,7 +52,7 @@ def records_of(skeleton: Skeleton, count: int) -> list[LatencyRecord]:
     found = []
     for widths in first_widths(skeleton.groups, 8, count, seed=0):
         ratio = known_ratio(skeleton, widths.kept) * float(np.exp(rng.normal(0, NOISE)))
-        found.append(LatencyRecord(widths, ratio, (ratio * LOW, ratio / LOW), 4.0, ()))
+        found.append(LatencyRecord(widths, ratio, (ratio * LOW, ratio / LOW), 4.0, 4.0 * ratio, ()))
     return found
 
 

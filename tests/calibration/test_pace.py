@@ -21,7 +21,8 @@ QUIET_MS, SLOW = 4.0, 1.12  # the anchor's time, and how much of it beside a nei
 
 
 def record(ratio: float, anchor_ms: float) -> LatencyRecord:
-    return LatencyRecord(WidthVector(("g",), (8,)), ratio, (ratio, ratio), anchor_ms, ())
+    ends, candidate_ms = (ratio, ratio), ratio * anchor_ms
+    return LatencyRecord(WidthVector(("g",), (8,)), ratio, ends, anchor_ms, candidate_ms, ())
 
 
 def disturbed(records: list[LatencyRecord], share: float = 0.8) -> list[LatencyRecord]:

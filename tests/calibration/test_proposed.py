@@ -127,13 +127,16 @@ def test_a_ratio_near_one_cannot_be_moved(proposed: Proposed, given: Given) -> N
 def test_what_may_be_taken_is_timed_at_two_times_and_is_as_uncertain_as_they_lie_apart(
     proposed: Proposed, given: Given
 ) -> None:
-    made = given((0.5, 1.0), (0.588, 1.0), (0.6, 1.0))
+    made = given((0.5, 1.0), (0.588, 1.0), (0.6, 1.005))
     proposed.record(OTHER)
     once = proposed.record(PLAN)
     assert once.ratio_ci95 == pytest.approx((0.588, 0.588))
     for _ in range(2):  # the second time it is read back
         twice = proposed.record(PLAN, insist=True)
         assert twice.ratio == pytest.approx((0.588 * 0.6) ** 0.5)
+        assert twice.candidate_ms == pytest.approx(
+            (0.588 * 0.6 * 1.005) ** 0.5 * ANCHOR_MS, rel=1e-3
+        )
         assert twice.ratio_ci95[0] < 0.588
         assert twice.ratio_ci95[1] > 0.6
     assert len(made) == 3

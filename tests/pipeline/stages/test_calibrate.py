@@ -8,7 +8,7 @@ from pipeline.stages.calibrate import _doubts
 
 
 def record(kept: int, *doubts: str) -> LatencyRecord:
-    return LatencyRecord(WidthVector(("a",), (kept,)), 0.5, (0.49, 0.51), 1.0, doubts)
+    return LatencyRecord(WidthVector(("a",), (kept,)), 0.5, (0.49, 0.51), 1.0, 0.5, doubts)
 
 
 def test_a_measurement_counts_once_however_many_doubts_it_has() -> None:

@@ -58,10 +58,11 @@ class Bench:
         factor: float | Callable[[float], float],
         spread: float = 1.02,
         half: float = 0.002,  # of the interval of a measured ratio
+        pace: float = 1.0,  # what the dense network takes now, over what it took in calibrate
         **options: Any,
     ) -> None:
         self.factor = factor if callable(factor) else lambda ms: factor
-        self.half = half
+        self.half, self.pace = half, pace
         self.options, self.skeleton = PruneOptions(**options), SKELETON
         self.target, self.lpnet = SimpleNamespace(channel_multiple=8), lpnet_of(spread)
         run = SimpleNamespace(event=lambda kind, **values: None)
@@ -70,6 +71,8 @@ class Bench:
             reporter=SimpleNamespace(say=lambda text: None),
             remembered=lambda file, find: find(),
         )
+        self.is_absolute = True
+        self.allowed = 0.5  # ratio to the dense network, as far as it is known what that takes
         self.learned: list[float] = []
         self.insisted: list[bool] = []  # of each plan that was to be measured
         # whether the plan for the aim is measured before any training, and whether it fits
@@ -87,15 +90,19 @@ class Bench:
     def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
         self.insisted.append(insist)
         least = min(WASTEFUL, AIMED * (1 - self.options.margin))
-        assert between == pytest.approx((least * 0.5, SAFE * 0.5))
+        assert between == pytest.approx((least * self.allowed, SAFE * self.allowed))
         predicted = predicted_one_ms(widths)
         ratio = self.factor(predicted) * predicted / ANCHOR_MS
         ends = ((1 - self.half) * ratio, (1 + self.half) * ratio)
-        return SimpleNamespace(widths=widths, ratio=ratio, ratio_ci95=ends)
+        dense_ms = self.pace * ANCHOR_MS
+        if self.is_absolute:
+            self.allowed = 5.0 / dense_ms
+        return SimpleNamespace(ratio=ratio, ratio_ci95=ends, candidate_ms=ratio * dense_ms)
 
 
-def loop_of(bench: Bench, budget_ms: float) -> ClosedLoop:
-    limit = Limit(Budget.parse(f"{budget_ms}ms"), budget_ms, budget_ms)
+def loop_of(bench: Bench, budget_ms: float, budget: str = "5.0ms") -> ClosedLoop:
+    limit = Limit(Budget.parse(budget), budget_ms, budget_ms)
+    bench.is_absolute = limit.is_absolute
     return ClosedLoop(cast("Solving", bench), limit)
 
 
@@ -106,6 +113,26 @@ def test_a_plan_is_found_that_meets_the_budget_and_wastes_little(factor: float) 
     assert WASTEFUL * 5.0 <= rounds[-1].measured_ms <= 5.0
     assert len(rounds) <= 2  # one measurement tells by how much the LPNet is off
     assert (len(rounds) == 1) == (factor == 1.0)
+
+
+@pytest.mark.parametrize("pace", [0.85, 1.2])
+def test_milliseconds_are_those_that_plans_take_now(pace: float) -> None:
+    """Not those of the dense network in calibrate, which the machine was faster or slower in."""
+    loop = loop_of(Bench(1.0, pace=pace), 5.0)
+    rounds = loop.run()
+    taken = rounds[-1]
+    assert taken.met
+    assert taken.measured_ms == pytest.approx(taken.ratio * pace * ANCHOR_MS)
+    assert WASTEFUL * 5.0 <= taken.measured_ms <= 5.0
+    assert len(rounds) <= 3
+    assert taken.fits(loop.least_ms)
+
+
+@pytest.mark.parametrize("pace", [0.85, 1.2])
+def test_a_share_of_dense_is_one_at_any_pace(pace: float) -> None:
+    rounds = loop_of(Bench(1.0, pace=pace), 5.0, "0.5x").run()
+    assert [item.met for item in rounds] == [True]
+    assert WASTEFUL * 0.5 <= rounds[0].ratio <= 0.5
 
 
 def test_a_plan_that_keeps_a_wide_margin_is_measured_once() -> None:
