@@ -12,6 +12,7 @@ from calibration.errors import CandidateLostError
 from calibration.lpnet import fit_lpnet, fit_once
 from calibration.measure import measure_all
 from calibration.sampling import near
+from calibration.several import Range
 from calibration.widths import Plan, WidthVector
 from pipeline.budget import Budget, advice
 from pipeline.errors import BudgetUnreachableError
@@ -78,7 +79,7 @@ class ClosedLoop:
         margin = solving.options.margin
         self.aim_ms, self.least_ms = limit.p50_ms * (1 - margin), limit.least_ms(margin)
         self.lpnet = solving.lpnet
-        self.dense_ms = float(self.lpnet.get_buffer("anchor_ms"))
+        self.dense_ms = None if limit.is_absolute else float(self.lpnet.get_buffer("anchor_ms"))
         self.bias = 1.0  # what plans near the budget take, over what the LPNet predicts
 
     @property
@@ -216,10 +217,9 @@ class ClosedLoop:
             return False
 
     def _measure(self, number: int, attempt: int, plan: Plan, bias: float) -> Round:
-        between = self.least_ms / self.dense_ms, SAFE * self.limit.p50_ms / self.dense_ms
         # what is measured before any training only tells what to try
-        record = self.solving.measured(plan.widths(), between, insist=number != BEFORE)
-        if self.limit.is_absolute:
+        record = self.solving.measured(plan.widths(), self._between(), insist=number != BEFORE)
+        if self.dense_ms is None or self.limit.is_absolute:
             # verify will hold the plan's own milliseconds against the budget, and while calibrate
             # ran, the machine may have been faster or slower
             self.dense_ms = record.candidate_ms / record.ratio
@@ -233,6 +233,15 @@ class ClosedLoop:
             anchor_ms=self.dense_ms,
             limit_ms=self.limit.p50_ms,
         )
+
+    def _between(self) -> Range | None:
+        """Ratios of plans that may be taken; None if it is not known what the dense one takes now.
+
+        That the first plan tells.
+        """
+        if self.dense_ms is None:
+            return None
+        return self.least_ms / self.dense_ms, SAFE * self.limit.p50_ms / self.dense_ms
 
     def _refit(self, widths: WidthVector, seed: int) -> None:
         solving = self.solving

@@ -12,6 +12,7 @@ import torch
 from calibration.counts import Count
 from calibration.errors import CandidateLostError
 from calibration.lpnet import LPNet
+from calibration.several import Range
 from calibration.widths import Plan, WidthVector
 from pipeline.budget import Budget
 from pipeline.errors import BudgetUnreachableError
@@ -72,7 +73,7 @@ class Bench:
             remembered=lambda file, find: find(),
         )
         self.is_absolute = True
-        self.allowed = 0.5  # ratio to the dense network, as far as it is known what that takes
+        self.allowed = 0.5  # ratio to the dense network
         self.learned: list[float] = []
         self.insisted: list[bool] = []  # of each plan that was to be measured
         # whether the plan for the aim is measured before any training, and whether it fits
@@ -87,10 +88,13 @@ class Bench:
         selector = Selector(SKELETON, priced(cost), 1, **without)
         return selector.choose(self.scores, SKELETON.groups.full().kept, aim)
 
-    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
+    def measured(self, widths: WidthVector, between: Range | None, *, insist: bool) -> Any:
         self.insisted.append(insist)
-        least = min(WASTEFUL, AIMED * (1 - self.options.margin))
-        assert between == pytest.approx((least * self.allowed, SAFE * self.allowed))
+        if self.is_absolute and len(self.insisted) == 1:
+            assert between is None
+        else:
+            least = min(WASTEFUL, AIMED * (1 - self.options.margin))
+            assert between == pytest.approx((least * self.allowed, SAFE * self.allowed))
         predicted = predicted_one_ms(widths)
         ratio = self.factor(predicted) * predicted / ANCHOR_MS
         ends = ((1 - self.half) * ratio, (1 + self.half) * ratio)
@@ -165,7 +169,7 @@ def test_an_aim_that_proved_too_slow_is_not_followed_by_one_that_proved_wasteful
 class Unlucky(Bench):
     """The first plan seems slower than it is, and is hardly known."""
 
-    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
+    def measured(self, widths: WidthVector, between: Range | None, *, insist: bool) -> Any:
         found = super().measured(widths, between, insist=insist)
         self.factor, self.half = (lambda ms: 0.96), 0.02
         return found
@@ -268,7 +272,7 @@ class Hanging(Bench):
         super().learn(*args)
         self.hangs = False
 
-    def measured(self, widths: WidthVector, between: tuple[float, float], *, insist: bool) -> Any:
+    def measured(self, widths: WidthVector, between: Range | None, *, insist: bool) -> Any:
         if self.hangs:
             raise CandidateLostError("it hung", fix="try another")
         return super().measured(widths, between, insist=insist)
