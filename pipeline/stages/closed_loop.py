@@ -103,7 +103,7 @@ class ClosedLoop:
                 break
             if number < rounds:
                 self._refit(found[-1].plan.widths(), number)
-                self.bias = 1.0
+                self.bias = self._pace()
         return found
 
     def _found_bias(self) -> dict[str, float]:
@@ -233,6 +233,11 @@ class ClosedLoop:
             anchor_ms=self.dense_ms,
             limit_ms=self.limit.p50_ms,
         )
+
+    def _pace(self) -> float:
+        """What the dense network takes now, over what it does for the LPNet."""
+        anchor_ms = float(self.lpnet.get_buffer("anchor_ms"))
+        return (self.dense_ms or anchor_ms) / anchor_ms
 
     def _between(self) -> Range | None:
         """Ratios of plans that may be taken; None if it is not known what the dense one takes now.

@@ -132,6 +132,18 @@ def test_milliseconds_are_those_that_plans_take_now(pace: float) -> None:
     assert taken.fits(loop.least_ms)
 
 
+@pytest.mark.parametrize(("budget", "pace"), [("5.0ms", 0.85), ("5.0ms", 1.2), ("0.5x", 1.2)])
+def test_another_round_learns_at_the_pace_of_now(
+    budget: str, pace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClosedLoop, "_refit", lambda *args: setattr(bench, "factor", lambda ms: 1))
+    bench = Bench(9.0, pace=pace)
+    assert loop_of(bench, 5.0, budget).run()[-1].met
+    seen = pace if bench.is_absolute else 1.0
+    aim = (1 - bench.options.margin) * 5.0
+    assert bench.learned == pytest.approx([aim, aim / seen])
+
+
 @pytest.mark.parametrize("pace", [0.85, 1.2])
 def test_a_share_of_dense_is_one_at_any_pace(pace: float) -> None:
     rounds = loop_of(Bench(1.0, pace=pace), 5.0, "0.5x").run()
