@@ -44,9 +44,7 @@ class LatencyRecord:
     ratio: float
     ratio_ci95: tuple[float, float]
     anchor_ms: float  # the anchor's median in the same rounds
-    candidate_ms: (
-        float  # the candidate's; over the other it is not quite the ratio, which is paired
-    )
+    candidate_ms: float  # the candidate's; the ratio is paired, so not quite their quotient
     doubts: tuple[str, ...]
 
 

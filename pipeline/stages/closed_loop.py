@@ -79,6 +79,7 @@ class ClosedLoop:
         margin = solving.options.margin
         self.aim_ms, self.least_ms = limit.p50_ms * (1 - margin), limit.least_ms(margin)
         self.lpnet = solving.lpnet
+        # the dense network; under a budget in milliseconds the first plan tells
         self.dense_ms = None if limit.is_absolute else float(self.lpnet.get_buffer("anchor_ms"))
         self.bias = 1.0  # what plans near the budget take, over what the LPNet predicts
 
@@ -240,10 +241,7 @@ class ClosedLoop:
         return (self.dense_ms or anchor_ms) / anchor_ms
 
     def _between(self) -> Range | None:
-        """Ratios of plans that may be taken; None if it is not known what the dense one takes now.
-
-        That the first plan tells.
-        """
+        """Ratios of plans that may be taken; None if it is not known what the dense one takes."""
         if self.dense_ms is None:
             return None
         return self.least_ms / self.dense_ms, SAFE * self.limit.p50_ms / self.dense_ms
