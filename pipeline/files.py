@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -54,8 +55,10 @@ def remove_unfinished(folder: Path, *, below: bool = True) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line in one write; what an earlier one left unfinished is ended first."""
+    """Append a line, one writer at a time; what an earlier one left unfinished is ended first."""
     with path.open("ab+") as file:
+        # another's line that is just being written looks unfinished
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0, os.SEEK_END)
         if file.tell():
             file.seek(-1, os.SEEK_END)

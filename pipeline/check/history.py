@@ -110,7 +110,7 @@ def read_history(path: Path | None) -> tuple[Entry, ...]:
 
 
 def append_history(path: Path, entry: Entry) -> None:
-    """Add one line in one write, so that two checks at a time do not mix theirs."""
+    """Add one line; two checks at a time do not mix theirs."""
     with disk_faults_told(f"cannot write {path.name}", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         append_line(path, json.dumps(vars(entry), sort_keys=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_checks_at_the_same_time_do_not_mix_their_lines(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert read_history(path) == (one,) * 80
+
+
+def test_a_line_that_another_check_is_still_writing_is_not_taken_for_cut_off(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "history.jsonl"
+    append_history(path, entry())
+    line = path.read_text()
+    writer = threading.Thread(target=append_history, args=(path, entry()))
+    with path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(line[:100])
+        other.flush()
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+        other.write(line[100:])
+    writer.join()
+    assert read_history(path) == (entry(),) * 3
 
 
 def test_a_history_whose_last_line_was_edited_goes_on(tmp_path: Path) -> None:
